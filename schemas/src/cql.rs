@@ -1,0 +1,48 @@
+//! The CQL schema and statements, from `cql/`. ScyllaDB and Cassandra 5 accept every one of them.
+//!
+//! A keyspace is an unquoted CQL identifier; check names from outside against [`KEYSPACE_PATTERN`] first.
+
+/// The keyspace of a deployment, unless configured otherwise.
+pub const KEYSPACE: &str = "coderelay";
+/// The table.
+pub const TABLE: &str = "packets";
+/// What a keyspace may be called, as a regular expression.
+pub const KEYSPACE_PATTERN: &str = "^[a-z][a-z0-9_]{0,47}$";
+
+/// Creates the keyspace if it is missing. `replication_factor` counts replicas per datacenter: 3 in production.
+pub fn create_keyspace(keyspace: &str, replication_factor: u32) -> String {
+    statement(include_str!("../cql/keyspace.cql"), keyspace)
+        .replace("{replication_factor}", &replication_factor.to_string())
+}
+
+/// Creates the table if it is missing.
+pub fn create_table(keyspace: &str) -> String {
+    statement(include_str!("../cql/packets.cql"), keyspace)
+}
+
+/// Writes one packet. Binds `repo_id, day, packet_id, content, metadata, created_at, ingested_at, region` and the record's
+/// timestamp in microseconds.
+pub fn insert(keyspace: &str) -> String {
+    statement(include_str!("../cql/insert.cql"), keyspace)
+}
+
+/// Reads one packet. Binds `repo_id, day, packet_id`; yields all columns in the order of the table.
+pub fn select_packet(keyspace: &str) -> String {
+    statement(include_str!("../cql/select_packet.cql"), keyspace)
+}
+
+/// Reads the packets of one repository and UTC day. Binds `repo_id, day`; yields all columns in the order of the table.
+pub fn select_day(keyspace: &str) -> String {
+    statement(include_str!("../cql/select_day.cql"), keyspace)
+}
+
+/// Reads the key and write time of every packet, for audits: `repo_id, day, packet_id, writetime` in microseconds.
+pub fn scan_ids(keyspace: &str) -> String {
+    statement(include_str!("../cql/scan_ids.cql"), keyspace)
+}
+
+/// The statement without its comment lines and with the keyspace filled in.
+fn statement(template: &str, keyspace: &str) -> String {
+    let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("--")).collect();
+    lines.join("\n").replace("{keyspace}", keyspace)
+}
