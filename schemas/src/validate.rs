@@ -79,6 +79,8 @@ pub enum Reason {
     RepoIdTooLong,
     /// A control character (Unicode category Cc) in `repo_id`.
     RepoIdControlCharacter,
+    /// `repo_id` is not UTF-8.
+    RepoIdNotUtf8,
     /// `content` does not start like gzip.
     ContentNotGzip,
     /// `content` is damaged: truncated, a wrong checksum or length, trailing bytes.
@@ -91,8 +93,12 @@ pub enum Reason {
     MetadataTooMany,
     /// Too many bytes of metadata.
     MetadataTooLarge,
+    /// A key or value of the metadata is not UTF-8.
+    MetadataNotUtf8,
     /// `packet_id` is neither empty nor 16 bytes.
     PacketIdLength,
+    /// The bytes are no `CodePacket` at all.
+    PacketMalformed,
 }
 
 impl Reason {
@@ -102,13 +108,16 @@ impl Reason {
             Self::RepoIdEmpty => "REPO_ID_EMPTY",
             Self::RepoIdTooLong => "REPO_ID_TOO_LONG",
             Self::RepoIdControlCharacter => "REPO_ID_CONTROL_CHARACTER",
+            Self::RepoIdNotUtf8 => "REPO_ID_NOT_UTF8",
             Self::ContentNotGzip => "CONTENT_NOT_GZIP",
             Self::ContentCorrupt => "CONTENT_CORRUPT",
             Self::ContentTooLarge => "CONTENT_TOO_LARGE",
             Self::ContentBomb => "CONTENT_BOMB",
             Self::MetadataTooMany => "METADATA_TOO_MANY",
             Self::MetadataTooLarge => "METADATA_TOO_LARGE",
+            Self::MetadataNotUtf8 => "METADATA_NOT_UTF8",
             Self::PacketIdLength => "PACKET_ID_LENGTH",
+            Self::PacketMalformed => "PACKET_MALFORMED",
         }
     }
 }
