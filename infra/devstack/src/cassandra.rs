@@ -1,0 +1,149 @@
+//! One Cassandra node, set up with its fast formats and nothing that ScyllaDB does not have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::jars;
+use crate::ports::{free_port, preferred_port};
+use crate::process::{Launch, Process};
+use crate::readiness::Probe;
+
+const LOGBACK: &str = include_str!("../conf/logback.xml");
+
+/// What Cassandra 5.0 needs of Java 17, from its `jvm17-server.options`.
+const EXPORTS: &[&str] = &[
+    "java.base/jdk.internal.misc",
+    "java.base/jdk.internal.ref",
+    "java.base/sun.nio.ch",
+    "java.base/java.lang.ref",
+    "java.management.rmi/com.sun.jmx.remote.internal.rmi",
+    "java.rmi/sun.rmi.registry",
+    "java.rmi/sun.rmi.server",
+    "java.sql/java.sql",
+    "jdk.unsupported/sun.misc",
+];
+const OPENS: &[&str] = &[
+    "java.base/java.lang",
+    "java.base/java.util",
+    "java.base/java.io",
+    "java.base/java.nio",
+    "java.base/java.util.concurrent",
+    "java.base/java.util.concurrent.atomic",
+    "java.base/java.lang.module",
+    "java.base/sun.nio.ch",
+    "java.base/jdk.internal.loader",
+    "java.base/jdk.internal.ref",
+    "java.base/jdk.internal.reflect",
+    "java.base/jdk.internal.math",
+    "java.base/jdk.internal.module",
+    "java.base/jdk.internal.util.jar",
+    "jdk.management/com.sun.management.internal",
+];
+
+/// A node, before it is started.
+#[derive(Debug)]
+pub(crate) struct Node {
+    jars: PathBuf,
+    java: PathBuf,
+    cql_port: u16,
+    storage_port: u16,
+}
+
+impl Node {
+    /// A new node; CQL on `port` if that is free.
+    pub(crate) fn new(jars: PathBuf, port: Option<u16>) -> Result<Self> {
+        let any = || free_port().map_err(Error::io("127.0.0.1"));
+        let cql_port = match port {
+            Some(port) => preferred_port(port).map_err(Error::io("127.0.0.1"))?,
+            None => any()?,
+        };
+        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()? })
+    }
+
+    /// `host:port` of its native transport.
+    pub(crate) fn contact(&self) -> String {
+        format!("127.0.0.1:{}", self.cql_port)
+    }
+
+    /// Starts it in its folder below `dir`.
+    pub(crate) fn launch(&self, dir: &Path) -> Result<Process> {
+        let dir = dir.join("cassandra");
+        let conf = dir.join("conf");
+        fs::create_dir_all(&conf).map_err(Error::io(&conf))?;
+        let yaml = conf.join("cassandra.yaml");
+        fs::write(&yaml, self.yaml(&dir.join("data"))).map_err(Error::io(&yaml))?;
+        let logback = conf.join("logback.xml");
+        fs::write(&logback, LOGBACK).map_err(Error::io(&logback))?;
+        let probe = Probe::Cql { address: self.contact() };
+        let args = self.java_args(&dir, &conf)?;
+        Process::launch(Launch::new("cassandra", &self.java, &dir).args(args).ready_when(probe))
+    }
+
+    fn java_args(&self, dir: &Path, conf: &Path) -> Result<Vec<String>> {
+        let exports = EXPORTS.iter().flat_map(|package| ["--add-exports".into(), format!("{package}=ALL-UNNAMED")]);
+        let opens = OPENS.iter().flat_map(|package| ["--add-opens".into(), format!("{package}=ALL-UNNAMED")]);
+        let (jars, conf, dir, jamm) = (self.jars.display(), conf.display(), dir.display(), self.jamm()?);
+        let options = [
+            "-Xms1g".into(),
+            "-Xmx1g".into(),
+            "-Xss512k".into(),
+            "-XX:-UsePerfData".into(),
+            "-XX:MaxDirectMemorySize=512m".into(),
+            "-XX:+HeapDumpOnOutOfMemoryError".into(),
+            "-XX:+ExitOnOutOfMemoryError".into(),
+            format!("-javaagent:{}", jamm.display()),
+            "-Djdk.attach.allowAttachSelf=true".into(),
+            "-Djna.nosys=true".into(),
+            format!("-Dcassandra.config=file://{conf}/cassandra.yaml"),
+            format!("-Dcassandra.storagedir={dir}/data"),
+            format!("-Dlogback.configurationFile={conf}/logback.xml"),
+            // One node has nobody to gossip with.
+            "-Dcassandra.ring_delay_ms=0".into(),
+            "-Dcassandra.skip_wait_for_gossip_to_settle=0".into(),
+            "-Dcassandra.superuser_setup_delay_ms=0".into(),
+        ];
+        let class = ["-cp".into(), format!("{conf}:{jars}/*"), "org.apache.cassandra.service.CassandraDaemon".into()];
+        Ok(exports.chain(opens).chain(options).chain(class).collect())
+    }
+
+    /// The agent that Cassandra measures its memory tables with.
+    fn jamm(&self) -> Result<PathBuf> {
+        let entries = fs::read_dir(&self.jars).map_err(Error::io(&self.jars))?;
+        entries
+            .flatten()
+            .find(|entry| entry.file_name().to_string_lossy().starts_with("jamm-"))
+            .map(|entry| entry.path())
+            .ok_or_else(|| Error::io(&self.jars)(std::io::Error::other("has no jamm-*.jar")))
+    }
+
+    fn yaml(&self, data: &Path) -> String {
+        let Self { cql_port, storage_port, .. } = self;
+        let data = data.display();
+        format!(
+            r#"cluster_name: coderelay
+num_tokens: 1
+partitioner: org.apache.cassandra.dht.Murmur3Partitioner
+endpoint_snitch: SimpleSnitch
+seed_provider: [{{class_name: org.apache.cassandra.locator.SimpleSeedProvider, parameters: [{{seeds: "127.0.0.1:{storage_port}"}}]}}]
+listen_address: 127.0.0.1
+rpc_address: 127.0.0.1
+storage_port: {storage_port}
+native_transport_port: {cql_port}
+commitlog_sync: periodic
+commitlog_sync_period: 10000ms
+data_file_directories: ["{data}/data"]
+commitlog_directory: "{data}/commitlog"
+saved_caches_directory: "{data}/saved_caches"
+hints_directory: "{data}/hints"
+cdc_raw_directory: "{data}/cdc"
+memtable: {{configurations: {{skiplist: {{class_name: SkipListMemtable}}, trie: {{class_name: TrieMemtable}}, default: {{inherits: trie}}}}}}
+sstable: {{selected_format: bti}}
+storage_compatibility_mode: NONE
+batch_size_warn_threshold: 1MiB
+batch_size_fail_threshold: 8MiB
+auto_snapshot: false
+"#
+        )
+    }
+}

@@ -1,0 +1,73 @@
+//! The folder of one stack: every node's data, configuration and log.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Error, Result};
+use crate::jars;
+
+/// For how long the logs of an ended stack can still be read.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// A stack's folder. A temporary one goes with the stack, unless a test failed: then its logs are what one wants to read.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    temporary: bool,
+    /// Says to a later [`sweep`] that the stack lives.
+    _lock: Option<Flock<File>>,
+}
+
+impl Folder {
+    /// The folder at `path`, which stays.
+    pub(crate) fn at(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        Ok(Self { path, temporary: false, _lock: None })
+    }
+
+    /// A new folder below the system's temporary one. Takes the occasion to remove those of stacks whose process was
+    /// killed, an hour after their last change.
+    pub(crate) fn temporary() -> Result<Self> {
+        let parent = std::env::temp_dir().join("coderelay-devstack");
+        fs::create_dir_all(&parent).map_err(Error::io(&parent))?;
+        sweep(&parent);
+        let folder = tempfile::Builder::new().prefix("stack-").tempdir_in(&parent).map_err(Error::io(&parent))?;
+        let lock = jars::lock(&folder.path().join("lock"))?;
+        Ok(Self { path: folder.keep(), temporary: true, _lock: Some(lock) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.temporary {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("the stack's logs are kept for an hour in {}", self.path.display());
+        } else {
+            // A file that a dying process still writes may remain; the next sweep takes it.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let lock = path.join("lock");
+        let age = fs::metadata(&lock).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        let abandoned =
+            || File::open(&lock).is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok());
+        if age.is_some_and(|age| age > KEPT) && abandoned() {
+            // Another process may sweep at the same time.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}

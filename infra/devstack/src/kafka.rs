@@ -1,0 +1,196 @@
+//! A Kafka cluster of one or three nodes, each broker and controller at once (KRaft).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::error::{Error, Result};
+use crate::jars;
+use crate::ports::{free_port, preferred_port};
+use crate::process::{Launch, Process};
+use crate::readiness::Probe;
+
+const LOG4J: &str = include_str!("../conf/log4j2.properties");
+
+/// The largest record batch. A packet is up to 4 MiB of content and 16 KiB of metadata; the rest is room for headers,
+/// for the `dlq.*` ones, and for clients that batch.
+pub const MESSAGE_MAX_BYTES: usize = 6 * 1024 * 1024;
+
+/// Where one node listens.
+#[derive(Debug, Clone, Copy)]
+struct Listener {
+    id: i32,
+    broker: u16,
+    controller: u16,
+}
+
+/// What the nodes of a cluster share, before they are started.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    jars: PathBuf,
+    java: PathBuf,
+    id: String,
+    listeners: Vec<Listener>,
+}
+
+impl Cluster {
+    /// A new cluster of `brokers` nodes; the first broker listens on `port` if that is free.
+    pub(crate) fn new(jars: PathBuf, brokers: usize, port: Option<u16>) -> Result<Self> {
+        let listen = |index: usize| -> io::Result<Listener> {
+            let broker = match port {
+                Some(port) if index == 0 => preferred_port(port)?,
+                _ => free_port()?,
+            };
+            Ok(Listener { id: index as i32 + 1, broker, controller: free_port()? })
+        };
+        let listeners = (0..brokers).map(listen).collect::<io::Result<_>>().map_err(Error::io("127.0.0.1"))?;
+        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners })
+    }
+
+    /// Starts every node, each in its folder below `dir`.
+    pub(crate) fn launch(&self, dir: &Path) -> Result<Vec<Process>> {
+        self.listeners.iter().map(|listener| self.launch_node(listener, &dir.join(node_name(*listener)))).collect()
+    }
+
+    fn launch_node(&self, listener: &Listener, dir: &Path) -> Result<Process> {
+        let data = dir.join("data");
+        fs::create_dir_all(&data).map_err(Error::io(&data))?;
+        self.format(listener, &data)?;
+        let properties = dir.join("server.properties");
+        write(&properties, &self.properties(listener, &data))?;
+        let logging = dir.join("log4j2.properties");
+        write(&logging, LOG4J)?;
+        let args = [
+            "-Xms512m".to_owned(),
+            "-Xmx512m".to_owned(),
+            "-XX:-UsePerfData".to_owned(),
+            format!("-Dlog4j2.configurationFile={}", logging.display()),
+            "-cp".to_owned(),
+            format!("{}/*", self.jars.display()),
+            "kafka.Kafka".to_owned(),
+            properties.display().to_string(),
+        ];
+        let probe = Probe::Kafka { address: address(listener.broker), id: listener.id };
+        Process::launch(Launch::new(node_name(*listener), &self.java, dir).args(args).ready_when(probe))
+    }
+
+    /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.
+    fn format(&self, listener: &Listener, data: &Path) -> Result<()> {
+        let meta = data.join("meta.properties");
+        if meta.exists() {
+            return Ok(());
+        }
+        let checkpoint = data.join("bootstrap.checkpoint");
+        let features = self.feature_checkpoint()?;
+        fs::copy(&features, &checkpoint).map_err(Error::io(&features))?;
+        let (cluster, directory, node) = (&self.id, random_uuid(), listener.id);
+        write(&meta, &format!("version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={directory}\n"))
+    }
+
+    /// The feature levels a new cluster of this Kafka version begins with. The file is the same for every cluster, so the
+    /// storage tool writes it once, beside the jars.
+    fn feature_checkpoint(&self) -> Result<PathBuf> {
+        let checkpoint = self.jars.join("bootstrap.checkpoint");
+        if checkpoint.exists() {
+            return Ok(checkpoint);
+        }
+        let work = tempfile::tempdir_in(&self.jars).map_err(Error::io(&self.jars))?;
+        let (data, properties) = (work.path().join("data"), work.path().join("server.properties"));
+        let listener = Listener { id: 1, broker: 9092, controller: 9093 };
+        write(&properties, &self.properties(&listener, &data))?;
+        let output = Command::new(&self.java)
+            .arg("-cp")
+            .arg(self.jars.join("*"))
+            .args(["kafka.tools.StorageTool", "format", "--cluster-id", &self.id, "--config"])
+            .arg(&properties)
+            .output()
+            .map_err(Error::io(&self.java))?;
+        let written = data.join("bootstrap.checkpoint");
+        if !written.exists() {
+            let text = [output.stdout, output.stderr].concat();
+            let reason = io::Error::other(String::from_utf8_lossy(&text).into_owned());
+            return Err(Error::io("kafka.tools.StorageTool")(reason));
+        }
+        fs::rename(&written, &checkpoint).map_err(Error::io(&checkpoint))?;
+        Ok(checkpoint)
+    }
+
+    fn properties(&self, listener: &Listener, data: &Path) -> String {
+        let Listener { id, broker, controller } = listener;
+        let voters: Vec<String> =
+            self.listeners.iter().map(|voter| format!("{}@{}", voter.id, address(voter.controller))).collect();
+        let single = format!("{id}@{}", address(*controller));
+        let voters = if voters.is_empty() { single } else { voters.join(",") };
+        let (replicas, in_sync) = if self.listeners.len() < 3 { (1, 1) } else { (3, 2) };
+        // A node that was killed may register again only when its old session has ended. The only node of a cluster
+        // cannot be missed by others: it may be short. Elsewhere a busy machine must not look like a dead broker.
+        let session_ms = if self.listeners.len() < 3 { 2_000 } else { 6_000 };
+        let heartbeat_ms = session_ms / 6;
+        let data = data.display();
+        format!(
+            "\
+process.roles=broker,controller
+node.id={id}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+broker.session.timeout.ms={session_ms}
+broker.heartbeat.interval.ms={heartbeat_ms}
+auto.create.topics.enable=false
+num.partitions=12
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
+share.coordinator.state.topic.num.partitions=4
+message.max.bytes={MESSAGE_MAX_BYTES}
+replica.fetch.max.bytes={MESSAGE_MAX_BYTES}
+log.cleaner.dedupe.buffer.size=8388608
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+"
+        )
+    }
+
+    /// `host:port` of every broker, comma-separated.
+    pub(crate) fn bootstrap_servers(&self) -> String {
+        self.listeners.iter().map(|listener| address(listener.broker)).collect::<Vec<_>>().join(",")
+    }
+}
+
+fn node_name(listener: Listener) -> String {
+    format!("kafka-{}", listener.id)
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Error::io(path))
+}
+
+/// 16 random bytes as Kafka writes its ids: base64url without padding. Never with a dash in front, which command lines
+/// would take for an option.
+fn random_uuid() -> String {
+    loop {
+        let id = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>());
+        if !id.starts_with('-') {
+            return id;
+        }
+    }
+}

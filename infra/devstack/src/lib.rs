@@ -1,0 +1,41 @@
+//! pom ─▶ jars ─▶ folder, ports ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace
+//!
+//! A real Kafka and a real Cassandra as child processes, for development and tests:
+//!
+//! ```no_run
+//! # async fn test() -> coderelay_devstack::Result<()> {
+//! let stack = coderelay_devstack::Stack::builder().brokers(3).cql(true).start().await?;
+//! stack.broker(1).kill().await?;
+//! stack.broker(1).restart().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every node has its own folder and log, free ports, and is ready when it answers, not when some time has passed.
+//! Nothing survives the process that started it. Linux only: that guarantee is `PR_SET_PDEATHSIG`'s.
+
+mod error;
+mod progress;
+
+mod jars;
+
+mod folder;
+mod ports;
+
+mod process;
+mod spawner;
+
+mod cassandra;
+mod kafka;
+
+mod readiness;
+
+mod stack;
+
+pub use error::{Error, Result};
+pub use kafka::MESSAGE_MAX_BYTES;
+pub use ports::{free_port, preferred_port};
+pub use process::{Launch, Process, tail};
+pub use progress::{Event, Observer};
+pub use readiness::Probe;
+pub use stack::{Builder, Stack, shared};

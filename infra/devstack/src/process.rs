@@ -1,0 +1,385 @@
+//! One program of the stack: started, observed, and treated badly on purpose.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::readiness::Probe;
+use crate::spawner;
+
+/// How long a process may take to leave after SIGTERM.
+const TERMINATION: Duration = Duration::from_secs(60);
+/// How long a process may take until it is ready. Generous: test machines are busy, and a dead process is noticed at once.
+const READINESS: Duration = Duration::from_secs(180);
+/// Pause between two questions whether a process is ready.
+const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
+/// Lines of a log that an error quotes.
+const TAIL_LINES: usize = 20;
+
+/// How a program is to be run: what [`Process::launch`] takes.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    envs: Vec<(OsString, OsString)>,
+    dir: PathBuf,
+    probe: Probe,
+    inherit_output: bool,
+}
+
+impl Launch {
+    /// Runs `program` under the name `name`, with `dir` (created when missing) as working directory and `dir/<name>.log` as
+    /// its log.
+    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            program: program.into(),
+            args: Vec::new(),
+            envs: Vec::new(),
+            dir: dir.into(),
+            probe: Probe::Running,
+            inherit_output: false,
+        }
+    }
+
+    /// Appends arguments.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets environment variables, on top of those of this process.
+    #[must_use]
+    pub fn envs(mut self, envs: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>) -> Self {
+        self.envs.extend(envs.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
+    /// How the process is asked whether it is ready. Default: it is as soon as it runs.
+    #[must_use]
+    pub fn ready_when(mut self, probe: Probe) -> Self {
+        self.probe = probe;
+        self
+    }
+
+    /// Lets the process write to this process's output instead of a log.
+    #[must_use]
+    pub fn inherit_output(mut self) -> Self {
+        self.inherit_output = true;
+        self
+    }
+}
+
+/// A running (or killed, or paused) program with its own folder and log. Dropping it kills the program.
+#[derive(Debug)]
+pub struct Process {
+    launch: Launch,
+    log: PathBuf,
+    incarnation: Mutex<Incarnation>,
+}
+
+/// One life of the program; a restart begins the next.
+#[derive(Debug, Clone)]
+struct Incarnation {
+    pid: Pid,
+    exit: watch::Receiver<Option<ExitStatus>>,
+}
+
+impl Process {
+    /// Starts `program` as `name` in the folder `dir`; see [`Launch::new`]. Does not wait until it is ready.
+    ///
+    /// # Errors
+    /// If the folder or the process cannot be made.
+    pub fn spawn<A: Into<OsString>, K: Into<OsString>, V: Into<OsString>>(
+        name: impl Into<String>,
+        program: impl Into<PathBuf>,
+        args: impl IntoIterator<Item = A>,
+        envs: impl IntoIterator<Item = (K, V)>,
+        dir: impl Into<PathBuf>,
+    ) -> Result<Self> {
+        Self::launch(Launch::new(name, program, dir).args(args).envs(envs))
+    }
+
+    /// Starts a program. Does not wait until it is [`ready`](Self::ready).
+    ///
+    /// # Errors
+    /// If the folder or the process cannot be made.
+    pub fn launch(launch: Launch) -> Result<Self> {
+        fs::create_dir_all(&launch.dir).map_err(Error::io(&launch.dir))?;
+        let log = launch.dir.join(format!("{}.log", launch.name));
+        let incarnation = Mutex::new(begin(&launch, &log)?);
+        Ok(Self { launch, log, incarnation })
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> &str {
+        &self.launch.name
+    }
+
+    /// Its working directory.
+    pub fn dir(&self) -> &Path {
+        &self.launch.dir
+    }
+
+    /// The file its standard output and error go to. Restarts append.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// The last `lines` lines of its log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.log, lines)
+    }
+
+    /// The process id of the current or last incarnation.
+    pub fn pid(&self) -> u32 {
+        self.current().pid.as_raw().unsigned_abs()
+    }
+
+    /// Whether it has not ended. A paused process is running.
+    pub fn is_running(&self) -> bool {
+        self.exit_status().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        *self.current().exit.borrow()
+    }
+
+    /// Waits until it has ended by itself or by another's doing.
+    pub async fn wait(&self) -> ExitStatus {
+        wait(self.current()).await
+    }
+
+    /// SIGKILL, and waits until it is gone. No error if it was gone before.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub async fn kill(&self) -> Result<ExitStatus> {
+        let incarnation = self.current();
+        self.signal(&incarnation, Signal::SIGKILL)?;
+        Ok(wait(incarnation).await)
+    }
+
+    /// SIGTERM, and waits until it is gone. A paused process goes on first. No error if it was gone before.
+    ///
+    /// # Errors
+    /// [`Error::StillRunning`] after 60 s.
+    pub async fn terminate(&self) -> Result<ExitStatus> {
+        self.terminate_within(TERMINATION).await
+    }
+
+    /// SIGTERM as [`terminate`](Self::terminate) does, then SIGKILL for a process that is not gone after `grace`.
+    ///
+    /// # Errors
+    /// If a signal cannot be sent.
+    pub async fn stop(&self, grace: Duration) -> Result<ExitStatus> {
+        match self.terminate_within(grace).await {
+            Err(Error::StillRunning { .. }) => self.kill().await,
+            ended => ended,
+        }
+    }
+
+    async fn terminate_within(&self, grace: Duration) -> Result<ExitStatus> {
+        let incarnation = self.current();
+        self.signal(&incarnation, Signal::SIGTERM)?;
+        self.signal(&incarnation, Signal::SIGCONT)?;
+        tokio::time::timeout(grace, wait(incarnation))
+            .await
+            .map_err(|_| Error::StillRunning { name: self.launch.name.clone(), waited: grace })
+    }
+
+    /// SIGSTOP: it stays, holds its connections and does nothing, like a machine that hangs.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] if it has ended.
+    #[allow(clippy::unused_async, reason = "the verbs of a node are called alike")]
+    pub async fn pause(&self) -> Result<()> {
+        self.signal_running(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT after a [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] if it has ended.
+    #[allow(clippy::unused_async, reason = "the verbs of a node are called alike")]
+    pub async fn resume(&self) -> Result<()> {
+        self.signal_running(Signal::SIGCONT)
+    }
+
+    /// Starts it again with the same folder, ports and arguments, and does not wait until it is ready. Nothing if it runs.
+    ///
+    /// # Errors
+    /// If the process cannot be made.
+    pub fn start(&self) -> Result<()> {
+        let mut incarnation = self.lock();
+        if incarnation.exit.borrow().is_some() {
+            *incarnation = begin(&self.launch, &self.log)?;
+        }
+        Ok(())
+    }
+
+    /// Terminates it if it runs, starts it again and waits until it is ready. A broker without a quorum never is:
+    /// to bring several back [`start`](Self::start) them all first, then wait for each.
+    ///
+    /// # Errors
+    /// As [`terminate`](Self::terminate) and [`ready`](Self::ready).
+    pub async fn restart(&self) -> Result<()> {
+        if self.is_running() {
+            self.terminate().await?;
+        }
+        self.start()?;
+        self.ready().await
+    }
+
+    /// Waits until it answers as it should; see [`Launch::ready_when`].
+    ///
+    /// # Errors
+    /// [`Error::Died`] as soon as it has ended, [`Error::NotReady`] after 180 s.
+    pub async fn ready(&self) -> Result<()> {
+        let since = Instant::now();
+        let incarnation = self.current();
+        let mut reason = String::from("not asked yet");
+        let answers = async {
+            while let Err(answer) = self.launch.probe.ask().await {
+                reason = answer;
+                tokio::time::sleep(QUESTION_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            // First, so that a server that was there before on the same port is not taken for this one.
+            biased;
+            status = wait(incarnation) => return Err(self.died(status)),
+            answered = tokio::time::timeout(READINESS, answers) => if answered.is_ok() { return Ok(()) },
+        }
+        let (name, log, tail) = (self.launch.name.clone(), self.log.clone(), self.log_tail(TAIL_LINES));
+        Err(Error::NotReady { name, waited: since.elapsed(), reason, log, tail })
+    }
+
+    /// Asks once whether it is ready.
+    ///
+    /// # Errors
+    /// The reason why it is not.
+    pub async fn is_ready(&self) -> Result<(), String> {
+        match self.exit_status() {
+            Some(status) => Err(format!("ended ({status})")),
+            None => self.launch.probe.ask().await,
+        }
+    }
+
+    /// The error that says how it ended, with the last lines of its log.
+    pub(crate) fn died(&self, status: ExitStatus) -> Error {
+        let (name, log, tail) = (self.launch.name.clone(), self.log.clone(), self.log_tail(TAIL_LINES));
+        Error::Died { name, status, log, tail }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Incarnation> {
+        self.incarnation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Incarnation {
+        self.lock().clone()
+    }
+
+    fn signal_running(&self, signal: Signal) -> Result<()> {
+        let incarnation = self.current();
+        if incarnation.exit.borrow().is_some() {
+            return Err(Error::NotRunning { name: self.launch.name.clone() });
+        }
+        self.signal(&incarnation, signal)
+    }
+
+    fn signal(&self, incarnation: &Incarnation, signal: Signal) -> Result<()> {
+        // A process that was waited for may have left its id to another.
+        if incarnation.exit.borrow().is_some() {
+            return Ok(());
+        }
+        match kill(incarnation.pid, signal) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::io(&self.launch.program)(errno.into())),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let incarnation = self.current();
+        // Nobody is left to tell; the parent-death signal is the second net.
+        let _ = self.signal(&incarnation, Signal::SIGKILL);
+    }
+}
+
+fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
+    let is_path = launch.program.components().count() > 1;
+    if is_path && !launch.program.exists() {
+        return Err(Error::io(&launch.program)(io::ErrorKind::NotFound.into()));
+    }
+    let mut command = spawner::bound_command(&launch.program);
+    command.args(&launch.args).envs(launch.envs.iter().map(|(name, value)| (name, value)));
+    command.current_dir(&launch.dir).stdin(Stdio::null());
+    if !launch.inherit_output {
+        let mut file = File::options().create(true).append(true).open(log).map_err(Error::io(log))?;
+        writeln!(file, "--- {}", command_line(&launch.program, &launch.args)).map_err(Error::io(log))?;
+        let copy = file.try_clone().map_err(Error::io(log))?;
+        command.stdout(file).stderr(copy);
+    }
+    let mut child = spawner::spawn(command).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Error::MissingProgram { program: "setpriv".into(), install: "apt-get install -y util-linux" }
+        }
+        _ => Error::io(&launch.program)(error),
+    })?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let (ended, exit) = watch::channel(None);
+    thread::spawn(move || {
+        if let Ok(status) = child.wait() {
+            ended.send_replace(Some(status));
+        }
+    });
+    Ok(Incarnation { pid, exit })
+}
+
+fn command_line(program: &Path, args: &[OsString]) -> String {
+    let words = std::iter::once(program.as_os_str()).chain(args.iter().map(OsString::as_os_str));
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+async fn wait(mut incarnation: Incarnation) -> ExitStatus {
+    loop {
+        if let Some(status) = *incarnation.exit.borrow_and_update() {
+            return status;
+        }
+        if incarnation.exit.changed().await.is_err() {
+            // The thread that waits for the child ends only after it has told how the child ended.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The last `lines` lines of the file at `path`; empty if it cannot be read.
+pub fn tail(path: &Path, lines: usize) -> String {
+    const WINDOW: u64 = 64 * 1024;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(WINDOW);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.take(WINDOW).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

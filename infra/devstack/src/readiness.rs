@@ -1,0 +1,145 @@
+//! How a node is asked whether it can do its work. An open port proves little: a broker listens long before it can
+//! serve a transaction.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use scylla::client::PoolSize;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use tokio::net::TcpStream;
+
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The question that a node must answer.
+#[derive(Debug, Clone)]
+pub enum Probe {
+    /// None: it is ready as soon as it runs.
+    Running,
+    /// The broker with this id answers at this address, is in sync wherever it holds a replica, and the cluster's
+    /// transaction and group coordinators answer.
+    Kafka {
+        /// `host:port` of this broker.
+        address: String,
+        /// Its `node.id`.
+        id: i32,
+    },
+    /// The node answers a CQL query.
+    Cql {
+        /// `host:port` of its native transport.
+        address: String,
+    },
+    /// The URL answers 200.
+    Http {
+        /// For example `http://127.0.0.1:9464/readyz`.
+        url: String,
+    },
+}
+
+impl Probe {
+    /// Asks once.
+    ///
+    /// # Errors
+    /// The reason why it is not ready.
+    pub async fn ask(&self) -> Result<(), String> {
+        match self {
+            Self::Running => Ok(()),
+            Self::Kafka { address, id } => {
+                connect(address).await?;
+                let (address, id) = (address.clone(), *id);
+                let asked = tokio::task::spawn_blocking(move || ask_broker(&address, id));
+                asked.await.map_err(|error| error.to_string())?
+            }
+            Self::Cql { address } => {
+                connect(address).await?;
+                let session = cql_session(address).await.map_err(|error| error.to_string())?;
+                let query = session.query_unpaged("SELECT release_version FROM system.local", ());
+                query.await.map(|_| ()).map_err(|error| error.to_string())
+            }
+            Self::Http { url } => ask_http(url).await,
+        }
+    }
+}
+
+/// Cheaper and quieter than a client that finds nobody.
+async fn connect(address: &str) -> Result<(), String> {
+    let connection = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await;
+    match connection {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("{address}: {error}")),
+        Err(_) => Err(format!("{address}: no connection after {PATIENCE:?}")),
+    }
+}
+
+async fn ask_http(url: &str) -> Result<(), String> {
+    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().map_err(|error| error.to_string())?;
+    let response = client.get(url).send().await.map_err(|error| error.to_string())?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let body = response.text().await.unwrap_or_default();
+    Err(format!("{url} answers {status}: {}", body.trim()))
+}
+
+fn ask_broker(address: &str, id: i32) -> Result<(), String> {
+    let producer: BaseProducer = quiet_client(address)
+        .set("transactional.id", format!("devstack.readiness.{id}"))
+        .create()
+        .map_err(|error| error.to_string())?;
+    let metadata = producer.client().fetch_metadata(None, PATIENCE).map_err(|error| error.to_string())?;
+    broker_in_sync(&metadata, id)?;
+    producer.init_transactions(PATIENCE).map_err(|error| format!("transaction coordinator: {error}"))?;
+    ask_group_coordinator(address).map_err(|error| format!("group coordinator: {error}"))
+}
+
+fn broker_in_sync(metadata: &Metadata, id: i32) -> Result<(), String> {
+    if !metadata.brokers().iter().any(|broker| broker.id() == id) {
+        return Err(format!("broker {id} is not registered or fenced"));
+    }
+    for topic in metadata.topics() {
+        for partition in topic.partitions().iter().filter(|partition| partition.replicas().contains(&id)) {
+            if partition.leader() < 0 || !partition.isr().contains(&id) {
+                return Err(format!("broker {id} is not in sync for {}-{}", topic.name(), partition.id()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Asking for any group's offsets makes the broker create the offsets topic and load the group's coordinator.
+fn ask_group_coordinator(address: &str) -> Result<(), KafkaError> {
+    let consumer: BaseConsumer = quiet_client(address).set("group.id", "devstack.readiness").create()?;
+    let mut partitions = TopicPartitionList::new();
+    partitions.add_partition_offset("devstack.readiness", 0, Offset::Invalid)?;
+    consumer.committed_offsets(partitions, PATIENCE).map(|_| ())
+}
+
+/// A client that keeps its complaints about a broker that is not there yet to itself.
+pub(crate) fn quiet_client(bootstrap_servers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap_servers)
+        .set("client.id", "devstack")
+        .set("reconnect.backoff.max.ms", "500")
+        .set_log_level(RDKafkaLogLevel::Emerg);
+    config
+}
+
+/// A session with one connection.
+pub(crate) async fn cql_session(address: &str) -> Result<Session, scylla::errors::NewSessionError> {
+    SessionBuilder::new()
+        .known_node(address)
+        .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
+        .connection_timeout(PATIENCE)
+        .build()
+        .await
+}

@@ -1,0 +1,227 @@
+//! Kafka and Cassandra together: what a test asks for in one line.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rdkafka::producer::{BaseProducer, Producer};
+use tokio::sync::OnceCell;
+
+use crate::error::{Error, Result};
+use crate::folder::Folder;
+use crate::jars;
+use crate::process::Process;
+use crate::progress::{Event, Observer};
+use crate::readiness::quiet_client;
+use crate::{cassandra, kafka};
+
+/// What a [`Stack`] is made of; from [`Stack::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    brokers: usize,
+    cql: bool,
+    dir: Option<PathBuf>,
+    kafka_port: Option<u16>,
+    cql_port: Option<u16>,
+    observer: Observer,
+}
+
+impl Builder {
+    /// One broker (the default) or three. With three, every topic has three replicas and needs two to acknowledge.
+    #[must_use]
+    pub fn brokers(mut self, brokers: usize) -> Self {
+        self.brokers = brokers;
+        self
+    }
+
+    /// Whether there is a Cassandra. Default: no.
+    #[must_use]
+    pub fn cql(mut self, cql: bool) -> Self {
+        self.cql = cql;
+        self
+    }
+
+    /// Keeps all files in `dir`, which stays when the stack is gone and whose data a later stack takes up. Default: a
+    /// temporary folder that goes with the stack.
+    #[must_use]
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Ports to take if they are free. Default: any.
+    #[must_use]
+    pub fn preferred_ports(mut self, kafka: u16, cql: u16) -> Self {
+        (self.kafka_port, self.cql_port) = (Some(kafka), Some(cql));
+        self
+    }
+
+    /// Who is told of the progress. Default: the log.
+    #[must_use]
+    pub fn observer(mut self, observer: Observer) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Starts the nodes, all at once, and waits until each of them can do its work.
+    ///
+    /// # Errors
+    /// [`Error::MissingProgram`] without Java 17 or, the first time, Maven; [`Error::Died`] with the last lines of its log
+    /// as soon as a node has ended; [`Error::NotReady`] if one does not answer in time.
+    pub async fn start(self) -> Result<Stack> {
+        let folder = match &self.dir {
+            Some(dir) => Folder::at(std::path::absolute(dir).map_err(Error::io(dir))?)?,
+            None => Folder::temporary()?,
+        };
+        let (kafka_jars, cassandra_jars) = self.jars().await?;
+        let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port)?;
+        let node = cassandra_jars.map(|jars| cassandra::Node::new(jars, self.cql_port)).transpose()?;
+
+        let cql = node.as_ref().map(|node| node.launch(folder.path())).transpose()?;
+        let brokers = cluster.launch(folder.path())?;
+        let cql_contact = node.map(|node| node.contact());
+        let stack = Stack { brokers, cql, bootstrap_servers: cluster.bootstrap_servers(), cql_contact, folder };
+        stack.ready(&self.observer).await?;
+        Ok(stack)
+    }
+
+    async fn jars(&self) -> Result<(PathBuf, Option<PathBuf>)> {
+        let (cql, observer) = (self.cql, self.observer.clone());
+        let fetched = tokio::task::spawn_blocking(move || {
+            let kafka = jars::KAFKA.jars(&observer)?;
+            let cassandra = if cql { Some(jars::CASSANDRA.jars(&observer)?) } else { None };
+            Ok((kafka, cassandra))
+        });
+        fetched.await.map_err(|error| Error::io("mvn")(error.into()))?
+    }
+}
+
+/// A running Kafka cluster and, if wanted, a Cassandra node. They end when it is dropped, and with this process.
+#[derive(Debug)]
+pub struct Stack {
+    brokers: Vec<Process>,
+    cql: Option<Process>,
+    bootstrap_servers: String,
+    cql_contact: Option<String>,
+    // Last: files are removed after the processes that write them are killed.
+    folder: Folder,
+}
+
+impl Stack {
+    /// One broker, no Cassandra, free ports, a temporary folder: change what you need.
+    pub fn builder() -> Builder {
+        let observer = Observer::default();
+        Builder { brokers: 1, cql: false, dir: None, kafka_port: None, cql_port: None, observer }
+    }
+
+    /// `host:port` of every broker, comma-separated.
+    pub fn bootstrap_servers(&self) -> String {
+        self.bootstrap_servers.clone()
+    }
+
+    /// `host:port` of Cassandra's native transport.
+    ///
+    /// # Panics
+    /// If the stack was built without [`Builder::cql`].
+    pub fn cql_contact(&self) -> String {
+        self.cql_contact.clone().unwrap_or_else(|| no_cql())
+    }
+
+    /// The broker at `index`, from 0; its `node.id` is `index + 1`.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn broker(&self, index: usize) -> &Process {
+        &self.brokers[index]
+    }
+
+    /// All brokers.
+    pub fn brokers(&self) -> &[Process] {
+        &self.brokers
+    }
+
+    /// The Cassandra node.
+    ///
+    /// # Panics
+    /// If the stack was built without [`Builder::cql`].
+    pub fn cql(&self) -> &Process {
+        self.cql.as_ref().unwrap_or_else(|| no_cql())
+    }
+
+    /// Every node: Cassandra, if there is one, and the brokers.
+    pub fn nodes(&self) -> impl Iterator<Item = &Process> {
+        self.cql.iter().chain(&self.brokers)
+    }
+
+    /// The folder in which each node has its own.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ends every node in good order: brokers first, while their log is all there is to close, then Cassandra.
+    /// A node that does not leave within `grace` is killed.
+    ///
+    /// # Errors
+    /// If a signal cannot be sent.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        let brokers = self.brokers.iter().map(|broker| broker.stop(grace));
+        for stopped in futures::future::join_all(brokers).await {
+            stopped?;
+        }
+        if let Some(cql) = &self.cql {
+            cql.stop(grace).await?;
+        }
+        Ok(())
+    }
+
+    async fn ready(&self, observer: &Observer) -> Result<()> {
+        let since = Instant::now();
+        let nodes = self.nodes().map(|node| async move {
+            observer.tell(&Event::Starting { name: node.name().to_owned() });
+            node.ready().await?;
+            observer.tell(&Event::Ready { name: node.name().to_owned(), after: since.elapsed() });
+            Ok::<(), Error>(())
+        });
+        futures::future::try_join_all(nodes).await?;
+        self.complete().await
+    }
+
+    /// Each broker answers; this waits until each knows all the others, so that topics get all their replicas.
+    async fn complete(&self) -> Result<()> {
+        let (servers, expected) = (self.bootstrap_servers.clone(), self.brokers.len());
+        let asked = tokio::task::spawn_blocking(move || -> Result<()> {
+            let producer: BaseProducer = quiet_client(&servers).create()?;
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                let known = producer.client().fetch_metadata(None, Duration::from_secs(5))?.brokers().len();
+                if known >= expected {
+                    return Ok(());
+                }
+                if Instant::now() > deadline {
+                    return Err(Error::Topic {
+                        topic: "*".into(),
+                        reason: format!("{known} of {expected} brokers known"),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        asked.await.map_err(|error| Error::io("kafka")(error.into()))?
+    }
+}
+
+fn no_cql() -> ! {
+    panic!("this stack was built without Cassandra: Stack::builder().cql(true)")
+}
+
+/// One broker and Cassandra for all tests of this process, started by the first that asks.
+///
+/// # Panics
+/// If it cannot be started: a test has no use for the error but to show it.
+pub async fn shared() -> &'static Stack {
+    static SHARED: OnceCell<Stack> = OnceCell::const_new();
+    let start = || async {
+        let started = Stack::builder().brokers(1).cql(true).start().await;
+        started.unwrap_or_else(|error| panic!("no stack to test on: {error}"))
+    };
+    SHARED.get_or_init(start).await
+}
