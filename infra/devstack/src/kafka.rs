@@ -53,10 +53,10 @@ impl Cluster {
 
     /// Starts every node, each in its folder below `dir`.
     pub(crate) fn launch(&self, dir: &Path) -> Result<Vec<Process>> {
-        self.listeners.iter().map(|listener| self.launch_node(listener, &dir.join(node_name(*listener)))).collect()
+        self.listeners.iter().map(|listener| self.launch_node(*listener, &dir.join(node_name(*listener)))).collect()
     }
 
-    fn launch_node(&self, listener: &Listener, dir: &Path) -> Result<Process> {
+    fn launch_node(&self, listener: Listener, dir: &Path) -> Result<Process> {
         let data = dir.join("data");
         fs::create_dir_all(&data).map_err(Error::io(&data))?;
         self.format(listener, &data)?;
@@ -75,11 +75,11 @@ impl Cluster {
             properties.display().to_string(),
         ];
         let probe = Probe::Kafka { address: address(listener.broker), id: listener.id };
-        Process::launch(Launch::new(node_name(*listener), &self.java, dir).args(args).ready_when(probe))
+        Process::launch(Launch::new(node_name(listener), &self.java, dir).args(args).ready_when(probe))
     }
 
     /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.
-    fn format(&self, listener: &Listener, data: &Path) -> Result<()> {
+    fn format(&self, listener: Listener, data: &Path) -> Result<()> {
         let meta = data.join("meta.properties");
         if meta.exists() {
             return Ok(());
@@ -101,7 +101,7 @@ impl Cluster {
         let work = tempfile::tempdir_in(&self.jars).map_err(Error::io(&self.jars))?;
         let (data, properties) = (work.path().join("data"), work.path().join("server.properties"));
         let listener = Listener { id: 1, broker: 9092, controller: 9093 };
-        write(&properties, &self.properties(&listener, &data))?;
+        write(&properties, &self.properties(listener, &data))?;
         let output = Command::new(&self.java)
             .arg("-cp")
             .arg(self.jars.join("*"))
@@ -119,11 +119,11 @@ impl Cluster {
         Ok(checkpoint)
     }
 
-    fn properties(&self, listener: &Listener, data: &Path) -> String {
+    fn properties(&self, listener: Listener, data: &Path) -> String {
         let Listener { id, broker, controller } = listener;
         let voters: Vec<String> =
             self.listeners.iter().map(|voter| format!("{}@{}", voter.id, address(voter.controller))).collect();
-        let single = format!("{id}@{}", address(*controller));
+        let single = format!("{id}@{}", address(controller));
         let voters = if voters.is_empty() { single } else { voters.join(",") };
         let (replicas, in_sync) = if self.listeners.len() < 3 { (1, 1) } else { (3, 2) };
         // A node that was killed may register again only when its old session has ended. The only node of a cluster

@@ -32,6 +32,8 @@ mod readiness;
 
 mod stack;
 
+mod provision;
+
 pub use error::{Error, Result};
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use ports::{free_port, preferred_port};

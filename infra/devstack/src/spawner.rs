@@ -40,7 +40,7 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
         requests
     });
     let (reply, answer) = sync_channel(1);
-    let gone = |_| io::Error::other("the spawner thread is gone");
-    spawner.send(Request { command, reply }).map_err(|_| gone(()))?;
-    answer.recv().map_err(|_| gone(()))?
+    let gone = || io::Error::other("the spawner thread is gone");
+    spawner.send(Request { command, reply }).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
 }

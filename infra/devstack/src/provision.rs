@@ -1,0 +1,84 @@
+//! The topics and the keyspace of a deployment, as `coderelay_schemas` describes them.
+
+use std::time::{Duration, Instant};
+
+use coderelay_schemas::cql;
+use coderelay_schemas::topics::{TopicNames, TopicSpec};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+
+use crate::error::{Error, Result};
+use crate::readiness::{cql_session, quiet_client};
+use crate::stack::Stack;
+
+/// How long the brokers may take to create topics and to elect their leaders.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Stack {
+    /// Creates the topics of `names` with so many partitions each, replicated three times where there are three brokers,
+    /// and waits until every partition has a leader. Topics that exist are left as they are.
+    ///
+    /// # Errors
+    /// [`Error::Topic`] with the broker's reason.
+    pub async fn create_topics(&self, names: &TopicNames, partitions: i32) -> Result<()> {
+        let specs = names.specs();
+        let settings: Vec<_> = specs.iter().map(TopicSpec::config).collect();
+        let replicas = if self.brokers().len() < 3 { 1 } else { 3 };
+        let topics: Vec<NewTopic> = std::iter::zip(&specs, &settings)
+            .map(|(spec, settings)| {
+                let topic = NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(replicas));
+                settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+            })
+            .collect();
+        let admin: AdminClient<DefaultClientContext> = quiet_client(&self.bootstrap_servers()).create()?;
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        for created in admin.create_topics(&topics, &options).await? {
+            match created {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(Error::Topic { topic, reason: code.to_string() }),
+            }
+        }
+        let names = specs.into_iter().map(|spec| spec.name).collect();
+        let led = tokio::task::spawn_blocking(move || await_leaders(&admin, names));
+        led.await.map_err(|error| Error::io("kafka")(error.into()))?
+    }
+
+    /// Creates the keyspace (one replica) and its table. What exists is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Cql`] with the server's reason.
+    ///
+    /// # Panics
+    /// If the stack was built without Cassandra.
+    pub async fn create_keyspace(&self, name: &str) -> Result<()> {
+        let refused = |error: &dyn std::fmt::Display| Error::Cql(error.to_string());
+        let session = cql_session(&self.cql_contact()).await.map_err(|error| refused(&error))?;
+        for statement in [cql::create_keyspace(name, 1), cql::create_table(name)] {
+            session.query_unpaged(statement, ()).await.map_err(|error| refused(&error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A created topic is known to the controller; the brokers learn of it a moment later, and until then producers are told
+/// that there is no such topic.
+fn await_leaders(admin: &AdminClient<DefaultClientContext>, names: Vec<String>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    for name in names {
+        loop {
+            let metadata = admin.inner().fetch_metadata(Some(&name), PATIENCE)?;
+            let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+            let leaders: Vec<i32> = partitions.map(MetadataPartition::leader).collect();
+            if !leaders.is_empty() && leaders.iter().all(|leader| *leader >= 0) {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Topic { topic: name, reason: "its partitions have no leader".into() });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
+}
