@@ -1,0 +1,178 @@
+//! From merged values to a checked configuration, gathering every mistake on the way.
+
+use jsonschema::ValidationError;
+use jsonschema::error::ValidationErrorKind;
+use serde_json::Value as Json;
+
+use super::Config;
+use super::merge::{Merged, dotted};
+use super::mistake::{Mistake, Mistakes};
+use super::schema::{Node, Schema};
+use super::secret::{REDACTED, names_a_secret};
+use super::words::Words;
+
+/// Two names closer than this are taken for a slip of the hand (Jaro-Winkler, 0 to 1).
+const CLOSE_MATCH: f64 = 0.8;
+
+/// Gathers mistakes and takes each bad value out of the merged configuration, so that the next stage still runs on the rest.
+pub(super) struct Check<'a> {
+    schema: &'a Schema,
+    merged: Merged,
+    mistakes: Mistakes,
+}
+
+impl<'a> Check<'a> {
+    pub(super) fn new(schema: &'a Schema, merged: Merged, mistakes: Vec<Mistake>) -> Self {
+        Self { schema, merged, mistakes: Mistakes(mistakes) }
+    }
+
+    /// Names and types against the schema, then ranges and rules across keys.
+    pub(super) fn run<T: Config>(mut self) -> Result<(T, Merged), Mistakes> {
+        self.against_schema();
+        let config = self.deserialize::<T>();
+        if let Some(config) = &config {
+            self.against_rules(config);
+        }
+        match config {
+            Some(config) if self.mistakes.0.is_empty() => Ok((config, self.merged)),
+            _ => {
+                self.mistakes.0.sort_by(|a, b| a.key.cmp(&b.key));
+                Err(self.mistakes)
+            }
+        }
+    }
+
+    fn against_schema(&mut self) {
+        let validator = match self.schema.validator() {
+            Ok(validator) => validator,
+            Err(error) => {
+                return self.push(&[], None, format!("the schema of this configuration is not valid: {error}"));
+            }
+        };
+        let json = self.merged.json.clone();
+        for error in validator.iter_errors(&json) {
+            self.explain(&error);
+        }
+    }
+
+    fn explain(&mut self, error: &ValidationError<'_>) {
+        let path: Vec<String> = error.instance_path().segments().map(|segment| segment.to_string()).collect();
+        match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected } => {
+                unexpected.iter().for_each(|key| self.unknown_key(&path, key));
+            }
+            ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }
+                if error.instance().is_object() =>
+            {
+                // An optional table offers "table or nothing": what is wrong inside the table is what matters.
+                let inside = context.iter().find(|errors| {
+                    errors.iter().all(|inner| {
+                        inner.instance_path().as_str() != error.instance_path().as_str()
+                            || matches!(
+                                inner.kind(),
+                                ValidationErrorKind::AdditionalProperties { .. } | ValidationErrorKind::Required { .. }
+                            )
+                    })
+                });
+                match inside {
+                    Some(errors) => errors.iter().for_each(|inner| self.explain(inner)),
+                    None => self.wrong_value(&path),
+                }
+            }
+            ValidationErrorKind::Required { property } => {
+                let key = property.as_str().unwrap_or_default().to_owned();
+                let path = [path, vec![key]].concat();
+                self.push(&path, None, "required but not set".to_owned());
+            }
+            _ => self.wrong_value(&path),
+        }
+    }
+
+    fn unknown_key(&mut self, table: &[String], key: &str) {
+        let known = if table.is_empty() { Some(self.schema.root()) } else { self.schema.at(table) };
+        let nearest = known.and_then(Node::properties).and_then(|known| {
+            let similar = |name: &&String| strsim::jaro_winkler(name, key);
+            known.keys().max_by(|a, b| similar(a).total_cmp(&similar(b))).filter(|name| similar(name) >= CLOSE_MATCH)
+        });
+        let path = [table, &[key.to_owned()]].concat();
+        let secret = names_a_secret(key) || nearest.and_then(|name| known?.child(name)).is_some_and(Node::holds_secret);
+        let value = self.merged.value(&path).map(|value| render(value, secret));
+        let allowed = match nearest {
+            Some(name) => format!("unknown key, did you mean {}?", dotted(&[table, &[name.clone()]].concat())),
+            None => {
+                let names =
+                    known.and_then(Node::properties).map(|known| known.keys().cloned().collect::<Vec<_>>().join(", "));
+                format!("unknown key, known here: {}", names.unwrap_or_default())
+            }
+        };
+        self.push(&path, value, allowed);
+    }
+
+    fn wrong_value(&mut self, path: &[String]) {
+        let node = self.schema.at(path);
+        let value = self.merged.value(path).map(|value| render(value, self.is_secret(path)));
+        let allowed = node.map_or_else(|| "not allowed".to_owned(), |node| format!("must be {}", node.allowed()));
+        self.push(path, value, allowed);
+    }
+
+    /// What the schema cannot express shows here; each failure is noted, replaced by its default, and the rest tried again.
+    fn deserialize<T: Config>(&mut self) -> Option<T> {
+        loop {
+            let error = match serde_path_to_error::deserialize::<_, T>(&self.merged.json) {
+                Ok(config) => return Some(config),
+                Err(error) => error,
+            };
+            let path: Vec<String> =
+                error.path().iter().map(|segment| segment.to_string().trim_matches(['[', ']']).to_owned()).collect();
+            let known = self.mistakes.0.len();
+            let value = self.merged.value(&path).map(|value| render(value, self.is_secret(&path)));
+            let message =
+                if self.is_secret(&path) { "not a valid value".to_owned() } else { error.inner().to_string() };
+            self.push(&path, value, message);
+            // Nothing was replaced: trying again would fail the same way.
+            if path.is_empty() || path == ["."] || self.mistakes.0.len() == known {
+                return None;
+            }
+        }
+    }
+
+    fn against_rules<T: Config>(&mut self, config: &T) {
+        let Err(report) = garde::i18n::with_i18n(Words, || config.validate()) else { return };
+        let failed_before = !self.mistakes.0.is_empty();
+        for (path, error) in report.iter() {
+            let path = self.schema.split(&path.to_string().replace('[', ".").replace(']', ""), ".");
+            let origin = self.merged.origin(&path);
+            // A value that was itself replaced by its default may break a rule only because of that.
+            if failed_before && (origin.is_none() || self.mistakes.concern(&dotted(&path))) {
+                continue;
+            }
+            let value = self.merged.value(&path).map(|value| render(value, self.is_secret(&path)));
+            self.push(&path, value.filter(|_| !path.is_empty()), error.message().to_owned());
+        }
+    }
+
+    fn is_secret(&self, path: &[String]) -> bool {
+        path.last().is_some_and(|key| names_a_secret(key)) || self.schema.at(path).is_some_and(Node::holds_secret)
+    }
+
+    fn push(&mut self, path: &[String], value: Option<String>, allowed: String) {
+        let key = dotted(path);
+        let origin = self.merged.origin(path).unwrap_or("default").to_owned();
+        let mistake = Mistake { key, value, allowed, origin };
+        if !self.mistakes.0.contains(&mistake) {
+            self.mistakes.0.push(mistake);
+        }
+        self.merged.restore_default(path);
+    }
+}
+
+/// A value for a mistake: short, on one line, and never a secret.
+fn render(value: &Json, secret: bool) -> String {
+    match value {
+        Json::Null => "(unset)".to_owned(),
+        _ if secret => REDACTED.to_owned(),
+        Json::Object(_) => "{ … }".to_owned(),
+        Json::Array(items) if items.iter().any(Json::is_object) => "[ … ]".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,283 @@
+//! How to reach Kafka.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use garde::Validate;
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::config::secret::{REDACTED, names_a_secret};
+use crate::config::{HumanDuration, Secret};
+
+/// How to reach Kafka.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaConfig {
+    /// Brokers to start from, `host:port`, comma separated; the others are learned from them.
+    #[garde(length(min = 1))]
+    pub bootstrap_servers: String,
+    /// Name of this client in the brokers' logs, quotas and metrics. Unset: the name of the service.
+    #[garde(inner(length(min = 1)))]
+    pub client_id: Option<String>,
+    /// Encryption and authentication.
+    #[garde(dive)]
+    pub security: SecurityConfig,
+    /// How often librdkafka reports its per-broker figures for `/metrics`; 0s turns them off.
+    #[garde(range(max = HumanDuration::from_secs(86_400)))]
+    pub statistics_interval: HumanDuration,
+    /// Any other librdkafka property by its own name, as `"linger.ms" = "5"`. Properties that the service sets itself for its
+    /// guarantees, and those that have a key of their own here, are refused.
+    /// List: <https://github.com/confluentinc/librdkafka/blob/v2.12.1/CONFIGURATION.md>
+    #[serde(serialize_with = "redact")]
+    #[garde(custom(are_properties))]
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self {
+            bootstrap_servers: "localhost:9092".to_owned(),
+            client_id: None,
+            security: SecurityConfig::default(),
+            statistics_interval: HumanDuration::from_secs(5),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Encryption and authentication.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecurityConfig {
+    /// How to talk to the brokers.
+    #[garde(skip)]
+    pub protocol: Protocol,
+    /// Credentials for the `sasl_` protocols.
+    #[garde(custom(sasl_fits(self.protocol)))]
+    pub sasl: SaslConfig,
+    /// Certificates for the protocols that end in `ssl`.
+    #[garde(custom(tls_fits(self.protocol)))]
+    pub tls: TlsConfig,
+}
+
+/// `security.protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Neither encrypted nor authenticated.
+    #[default]
+    Plaintext,
+    /// TLS; authenticated when a client certificate is given.
+    Ssl,
+    /// SASL without encryption.
+    SaslPlaintext,
+    /// SASL inside TLS.
+    SaslSsl,
+}
+
+impl Protocol {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Ssl => "ssl",
+            Self::SaslPlaintext => "sasl_plaintext",
+            Self::SaslSsl => "sasl_ssl",
+        }
+    }
+
+    fn uses_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+
+    fn uses_tls(self) -> bool {
+        matches!(self, Self::Ssl | Self::SaslSsl)
+    }
+}
+
+/// Credentials.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SaslConfig {
+    /// How the password is proved.
+    pub mechanism: SaslMechanism,
+    /// User name.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+}
+
+/// `sasl.mechanism`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum SaslMechanism {
+    /// The password itself (RFC 4616): only inside TLS.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// Salted challenge and response (RFC 5802) over SHA-256.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// Salted challenge and response (RFC 5802) over SHA-512.
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Certificates.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// PEM file with the certificate authorities the brokers' certificates are checked against. Unset: those of the system.
+    pub ca: Option<PathBuf>,
+    /// PEM file with this client's certificate.
+    pub cert: Option<PathBuf>,
+    /// PEM file with this client's private key.
+    pub key: Option<PathBuf>,
+    /// Password of the private key.
+    pub key_password: Option<Secret>,
+    /// Whether a broker's certificate must name the host that was connected to.
+    pub verify_hostname: bool,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self { ca: None, cert: None, key: None, key_password: None, verify_hostname: true }
+    }
+}
+
+/// The properties that [`client_config`] sets, and the keys they are set by.
+const OWN_PROPERTIES: [(&str, &str); 14] = [
+    ("bootstrap.servers", "kafka.bootstrap_servers"),
+    ("metadata.broker.list", "kafka.bootstrap_servers"),
+    ("client.id", "kafka.client_id"),
+    ("statistics.interval.ms", "kafka.statistics_interval"),
+    ("security.protocol", "kafka.security.protocol"),
+    ("sasl.mechanism", "kafka.security.sasl.mechanism"),
+    ("sasl.mechanisms", "kafka.security.sasl.mechanism"),
+    ("sasl.username", "kafka.security.sasl.username"),
+    ("sasl.password", "kafka.security.sasl.password"),
+    ("ssl.ca.location", "kafka.security.tls.ca"),
+    ("ssl.certificate.location", "kafka.security.tls.cert"),
+    ("ssl.key.location", "kafka.security.tls.key"),
+    ("ssl.key.password", "kafka.security.tls.key_password"),
+    ("ssl.endpoint.identification.algorithm", "kafka.security.tls.verify_hostname"),
+];
+
+/// Settings for any librdkafka client: how to reach the brokers, plus the user's properties. What a service sets for its guarantees
+/// goes on top of it.
+pub fn client_config(config: &KafkaConfig) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set_log_level(RDKafkaLogLevel::Info);
+    let mut set = |property: &str, value: &str| {
+        client.set(property, value);
+    };
+    set("bootstrap.servers", &config.bootstrap_servers);
+    set("statistics.interval.ms", &config.statistics_interval.as_millis().to_string());
+    if let Some(id) = &config.client_id {
+        set("client.id", id);
+    }
+    let SecurityConfig { protocol, sasl, tls } = &config.security;
+    set("security.protocol", protocol.as_str());
+    if protocol.uses_sasl() {
+        set("sasl.mechanism", sasl.mechanism.as_str());
+        if let Some(username) = &sasl.username {
+            set("sasl.username", username);
+        }
+        if let Some(password) = &sasl.password {
+            set("sasl.password", password.expose());
+        }
+    }
+    if protocol.uses_tls() {
+        let files =
+            [("ssl.ca.location", &tls.ca), ("ssl.certificate.location", &tls.cert), ("ssl.key.location", &tls.key)];
+        for (property, path) in files.into_iter().filter_map(|(property, path)| Some((property, path.as_ref()?))) {
+            set(property, &path.to_string_lossy());
+        }
+        if let Some(password) = &tls.key_password {
+            set("ssl.key.password", password.expose());
+        }
+        set("ssl.endpoint.identification.algorithm", if tls.verify_hostname { "https" } else { "none" });
+    }
+    config.properties.iter().for_each(|(property, value)| set(property, value));
+    client
+}
+
+/// For `#[garde(custom(kafka::reserved(&["acks", "enable.idempotence"])))]` beside `dive` on a service's Kafka section: refuses the
+/// properties that the service needs as they are.
+pub fn reserved(properties: &'static [&'static str]) -> impl FnOnce(&KafkaConfig, &()) -> garde::Result {
+    move |config, ()| {
+        let set: Vec<_> = properties.iter().filter(|name| config.properties.contains_key(**name)).copied().collect();
+        match set.is_empty() {
+            true => Ok(()),
+            false => Err(garde::Error::new(format!(
+                "properties must not set {}: the service's guarantees rest on it",
+                set.join(", ")
+            ))),
+        }
+    }
+}
+
+/// Every property must be one that librdkafka knows, with a value it takes: it is asked about each by itself.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
+fn are_properties(properties: &BTreeMap<String, String>, (): &()) -> garde::Result {
+    let mistakes: Vec<String> = properties.iter().filter_map(|(name, value)| property_mistake(name, value)).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(garde::Error::new(mistakes.join("; "))) }
+}
+
+fn property_mistake(name: &str, value: &str) -> Option<String> {
+    if let Some((_, key)) = OWN_PROPERTIES.iter().find(|(property, _)| *property == name) {
+        return Some(format!("{name} is set by {key}"));
+    }
+    match ClientConfig::new().set(name, value).create_native_config() {
+        Err(KafkaError::ClientConfig(_, reason, ..)) if names_a_secret(name) => {
+            drop(reason);
+            Some(format!("{name} is not accepted by librdkafka"))
+        }
+        Err(KafkaError::ClientConfig(_, reason, ..)) => Some(reason),
+        _ => None,
+    }
+}
+
+fn sasl_fits(protocol: Protocol) -> impl FnOnce(&SaslConfig, &()) -> garde::Result {
+    move |sasl, ()| match (protocol.uses_sasl(), sasl.username.is_some() && sasl.password.is_some()) {
+        (true, false) => Err(garde::Error::new(format!("protocol {} needs username and password", protocol.as_str()))),
+        (false, _) if sasl.username.is_some() || sasl.password.is_some() => {
+            Err(garde::Error::new(format!("credentials are not used with protocol {}", protocol.as_str())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn tls_fits(protocol: Protocol) -> impl FnOnce(&TlsConfig, &()) -> garde::Result {
+    move |tls, ()| {
+        let given = tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some();
+        if given && !protocol.uses_tls() {
+            return Err(garde::Error::new(format!("certificates are not used with protocol {}", protocol.as_str())));
+        }
+        match (&tls.cert, &tls.key) {
+            (Some(_), None) | (None, Some(_)) => {
+                Err(garde::Error::new("cert and key belong together: set both or neither"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn redact<S: Serializer>(properties: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = |(name, value): (&String, &String)| {
+        (name.clone(), if names_a_secret(name) { REDACTED.to_owned() } else { value.clone() })
+    };
+    serializer.collect_map(properties.iter().map(shown))
+}

@@ -1,0 +1,66 @@
+//! Spans: always numbered and propagated, exported when an endpoint is configured.
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Tracer};
+use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetryLayer;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::{TelemetryConfig, TelemetryError};
+
+/// Name of the tracer: the instrumentation scope of all spans.
+const TRACER: &str = "coderelay";
+
+/// Without an endpoint spans still get ids, for logs and for `traceparent`, but none is recorded unless its caller's was.
+pub(super) fn provider(config: &TelemetryConfig, resource: Resource) -> Result<SdkTracerProvider, TelemetryError> {
+    let builder = SdkTracerProvider::builder().with_resource(resource);
+    let Some(endpoint) = &config.otlp_endpoint else {
+        return Ok(builder.with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff))).build());
+    };
+    let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+    if endpoint.starts_with("https:") {
+        let mut tls = ClientTlsConfig::new();
+        tls = match &config.otlp_ca {
+            None => tls.with_native_roots(),
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|source| TelemetryError::CertificateAuthority {
+                    path: path.display().to_string(),
+                    source,
+                })?;
+                tls.ca_certificate(Certificate::from_pem(pem))
+            }
+        };
+        exporter = exporter.with_tls_config(tls);
+    }
+    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
+    Ok(builder.with_sampler(sampler).with_batch_exporter(exporter.build()?).build())
+}
+
+pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(
+    provider: &SdkTracerProvider,
+) -> OpenTelemetryLayer<S, Tracer> {
+    tracing_opentelemetry::layer().with_tracer(provider.tracer(TRACER))
+}
+
+pub(super) fn install(provider: &SdkTracerProvider) {
+    install_propagator();
+    opentelemetry::global::set_tracer_provider(provider.clone());
+}
+
+/// Makes W3C Trace Context (`traceparent`, `tracestate`) the propagator of the process. Done by [`super::init`].
+pub fn install_propagator() {
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
+pub(super) fn is_endpoint(endpoint: &str, (): &()) -> garde::Result {
+    let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() => Ok(()),
+        _ => Err(garde::Error::new("must be a URL such as http://collector:4317")),
+    }
+}
