@@ -6,6 +6,9 @@
 pub const KEYSPACE: &str = "coderelay";
 /// The table.
 pub const TABLE: &str = "packets";
+/// The table's columns, in the order in which statements bind and yield them.
+pub const COLUMNS: [&str; 8] =
+    ["repo_id", "day", "packet_id", "content", "metadata", "created_at", "ingested_at", "region"];
 /// What a keyspace may be called, as a regular expression.
 pub const KEYSPACE_PATTERN: &str = "^[a-z][a-z0-9_]{0,47}$";
 
@@ -20,18 +23,17 @@ pub fn create_table(keyspace: &str) -> String {
     statement(include_str!("../cql/packets.cql"), keyspace)
 }
 
-/// Writes one packet. Binds `repo_id, day, packet_id, content, metadata, created_at, ingested_at, region` and the record's
-/// timestamp in microseconds.
+/// Writes one packet. Binds [`COLUMNS`] and then the record's timestamp in microseconds.
 pub fn insert(keyspace: &str) -> String {
     statement(include_str!("../cql/insert.cql"), keyspace)
 }
 
-/// Reads one packet. Binds `repo_id, day, packet_id`; yields all columns in the order of the table.
+/// Reads one packet. Binds `repo_id, day, packet_id`; yields [`COLUMNS`].
 pub fn select_packet(keyspace: &str) -> String {
     statement(include_str!("../cql/select_packet.cql"), keyspace)
 }
 
-/// Reads the packets of one repository and UTC day. Binds `repo_id, day`; yields all columns in the order of the table.
+/// Reads the packets of one repository and UTC day. Binds `repo_id, day`; yields [`COLUMNS`].
 pub fn select_day(keyspace: &str) -> String {
     statement(include_str!("../cql/select_day.cql"), keyspace)
 }
@@ -45,4 +47,38 @@ pub fn scan_ids(keyspace: &str) -> String {
 fn statement(template: &str, keyspace: &str) -> String {
     let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("--")).collect();
     lines.join("\n").replace("{keyspace}", keyspace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_are_complete() {
+        let statements = [
+            create_keyspace("ks", 3),
+            create_table("ks"),
+            insert("ks"),
+            select_packet("ks"),
+            select_day("ks"),
+            scan_ids("ks"),
+        ];
+        for statement in statements {
+            assert!(statement.contains(" ks"), "{statement}");
+            assert!(
+                !statement.contains("{keyspace}") && !statement.contains("{repl") && !statement.contains("--"),
+                "{statement}"
+            );
+        }
+        assert!(create_keyspace("ks", 3).contains("'replication_factor': 3}"));
+    }
+
+    #[test]
+    fn the_insert_binds_every_column_and_the_timestamp() {
+        let insert = insert(KEYSPACE);
+        assert_eq!(insert.matches('?').count(), COLUMNS.len() + 1);
+        for column in COLUMNS {
+            assert!(insert.contains(column) && create_table(KEYSPACE).contains(column), "{column}");
+        }
+    }
 }

@@ -92,3 +92,16 @@ impl FromStr for DlqReason {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| UnknownDlqReason(text.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_read_back() {
+        for reason in DlqReason::ALL {
+            assert_eq!(reason.to_string().parse(), Ok(reason));
+        }
+        assert_eq!("Expired".parse::<DlqReason>(), Err(UnknownDlqReason("Expired".to_owned())));
+    }
+}

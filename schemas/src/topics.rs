@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,18 +56,23 @@ pub struct Replication {
 }
 
 /// The names of one deployment's topics. Tests and neighbours on a shared cluster use others than the default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicNames {
     /// Where ingest writes and the processor reads.
+    #[garde(custom(legal_name))]
     pub packets: String,
     /// Every packet once, for data teams.
+    #[garde(custom(legal_name))]
     pub deduped: String,
     /// Which packets were accepted; internal to the processor.
+    #[garde(custom(legal_name))]
     pub ledger: String,
     /// What could not be stored, and why.
+    #[garde(custom(legal_name))]
     pub dlq: String,
     /// The share of the packets that the canary processor gets.
+    #[garde(custom(legal_name))]
     pub canary: String,
 }
 
@@ -104,6 +110,17 @@ impl TopicNames {
             other => other,
         }
     }
+}
+
+/// Kafka's rule for topic names (`org.apache.kafka.common.internals.Topic`).
+// garde calls it with the type of the field.
+#[allow(clippy::ptr_arg, clippy::trivially_copy_pass_by_ref)]
+fn legal_name(name: &String, _context: &()) -> garde::Result {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > 249 || !name.chars().all(legal) || matches!(name.as_str(), "." | "..") {
+        return Err(garde::Error::new("a topic name has 1 to 249 of the characters a-z A-Z 0-9 . _ -"));
+    }
+    Ok(())
 }
 
 impl TopicSpec {
@@ -145,12 +162,16 @@ pub fn production() -> Replication {
 
 /// The topics as a Markdown table, for documents and consoles.
 pub fn markdown() -> String {
-    let row = |spec: &TopicSpec| {
-        let TopicSpec { name, key, value, cleanup_policy, retention, .. } = spec;
-        format!("| `{name}` | {key} | {value} | {cleanup_policy}, {} |\n", humantime::format_duration(*retention))
-    };
-    let rows: String = all().iter().map(row).collect();
-    format!("| topic | key | value | cleanup |\n|---|---|---|---|\n{rows}")
+    let row =
+        |name: &str, key: &str, value: &str, cleanup: &str| format!("| `{name}` | {key} | {value} | {cleanup} |\n");
+    let rows = all().into_iter().map(|spec| {
+        let TopicSpec { name, key, value, cleanup_policy, retention, .. } = &spec;
+        let cleanup = format!("{cleanup_policy}, {}", humantime::format_duration(*retention));
+        let mirror = format!("<region>.{name}");
+        let mirror = spec.mirrored.then(|| row(&mirror, key, "the same, mirrored from another region", cleanup_policy));
+        row(name, key, value, &cleanup) + &mirror.unwrap_or_default()
+    });
+    format!("| topic | key | value | cleanup |\n|---|---|---|---|\n{}", rows.collect::<String>())
 }
 
 /// `topics.toml` as it is written.
@@ -182,3 +203,64 @@ struct Topic {
 #[allow(clippy::expect_used)]
 static FILE: LazyLock<File> =
     LazyLock::new(|| toml::from_str(include_str!("../topics.toml")).expect("topics.toml is well formed"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_has_the_topics_of_the_contract() {
+        let names: Vec<String> = all().into_iter().map(|spec| spec.name).collect();
+        assert_eq!(names, [PACKETS, CANARY, DEDUPED, LEDGER, DLQ]);
+        assert!(all().iter().all(|spec| spec.partitions == PARTITIONS));
+        assert_eq!(TopicNames::default().specs(), all());
+    }
+
+    #[test]
+    fn a_packet_of_the_largest_size_fits_in_a_record() {
+        let limits = crate::validate::PacketLimits::default();
+        let packet = limits.content_max.as_u64() + limits.metadata_bytes.as_u64() + limits.repo_id_max.as_u64();
+        assert!(all().iter().all(|spec| spec.max_message_bytes > packet + 64 * 1024));
+    }
+
+    #[test]
+    fn the_ledger_outlives_the_dedup_window() {
+        let specs = all();
+        let ledger = specs.iter().find(|spec| spec.name == LEDGER).unwrap();
+        assert!(ledger.retention > Duration::from_secs(3600));
+        assert!(ledger.segment.unwrap() < ledger.retention);
+    }
+
+    #[test]
+    fn settings_are_named_as_kafka_names_them() {
+        let specs = TopicNames::with_suffix("-test").specs();
+        let ledger = specs.iter().find(|spec| spec.name == "code.packets.ledger.v1-test").unwrap();
+        let expected = [
+            ("cleanup.policy", "delete"),
+            ("retention.ms", "86400000"),
+            ("max.message.bytes", "5242880"),
+            ("segment.ms", "3600000"),
+        ];
+        assert_eq!(ledger.config(), expected.map(|(key, value)| (key, value.to_owned())));
+    }
+
+    #[test]
+    fn production_survives_the_loss_of_one_broker() {
+        assert_eq!(production(), Replication { replication_factor: 3, min_insync_replicas: 2 });
+    }
+
+    #[test]
+    fn illegal_names_are_refused() {
+        assert!(TopicNames::with_suffix("-test").validate().is_ok());
+        assert_eq!(TopicNames::with_suffix("/test").validate().unwrap_err().iter().count(), 5);
+    }
+
+    #[test]
+    fn the_table_lists_every_topic_and_the_mirrored_one() {
+        let table = markdown();
+        assert_eq!(table.lines().count(), 2 + all().len() + 1);
+        assert!(table.contains("| `code.packets.dlq.v1` | original |"), "{table}");
+        assert!(table.contains("| `<region>.code.packets.v1` | repo_id, UTF-8 |"), "{table}");
+        assert!(table.lines().all(|line| line.matches('|').count() == 5), "{table}");
+    }
+}

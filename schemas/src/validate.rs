@@ -17,32 +17,63 @@ use crate::pb::CodePacket;
 #[serde(default, deny_unknown_fields)]
 pub struct PacketLimits {
     /// Longest `repo_id`, in bytes of UTF-8.
-    #[garde(skip)]
+    #[garde(custom(not_zero))]
+    #[serde(with = "size")]
     #[schemars(with = "String")]
     pub repo_id_max: ByteSize,
     /// Largest `content`, compressed.
-    #[garde(skip)]
+    #[garde(custom(not_zero))]
+    #[serde(with = "size")]
     #[schemars(with = "String")]
     pub content_max: ByteSize,
     /// Largest `content`, expanded.
-    #[garde(skip)]
+    #[garde(custom(not_zero))]
+    #[serde(with = "size")]
     #[schemars(with = "String")]
     pub expanded_max: ByteSize,
-    /// Most expanded bytes per compressed byte; judged above 64 KiB expanded.
+    /// Most expanded bytes for each compressed byte; judged above 64 KiB expanded.
     #[garde(range(min = 1))]
+    #[schemars(range(min = 1))]
     pub ratio_max: u32,
     /// Most metadata entries.
     #[garde(skip)]
     pub metadata_entries: u32,
     /// Most bytes of all metadata keys and values together.
     #[garde(skip)]
+    #[serde(with = "size")]
     #[schemars(with = "String")]
     pub metadata_bytes: ByteSize,
-    /// How far `created_at` may be from the receiver's clock before that replaces it.
+    /// How far `created_at` may be from the clock of the receiver before that replaces it.
     #[garde(skip)]
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub created_at_skew: Duration,
+}
+
+// garde calls it with the type of the context.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn not_zero(size: &ByteSize, _context: &()) -> garde::Result {
+    if size.as_u64() == 0 { Err(garde::Error::new("must be at least 1 byte")) } else { Ok(()) }
+}
+
+/// Sizes as `"4MiB"`: `ByteSize` writes one decimal place only, which would change a size that is read back.
+mod size {
+    use bytesize::ByteSize;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    const UNITS: [(u64, &str); 4] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = size.as_u64();
+        let exact = UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0);
+        let (unit, name) = exact.unwrap_or(&(1, "B"));
+        serializer.serialize_str(&format!("{}{name}", bytes / unit))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+        ByteSize::deserialize(deserializer)
+    }
 }
 
 impl Default for PacketLimits {
@@ -217,6 +248,7 @@ pub fn complete(packet: &mut CodePacket, now: SystemTime, limits: &PacketLimits)
     });
     let plausible = packet
         .created_at
+        .filter(|at| (0..1_000_000_000).contains(&at.nanos))
         .and_then(|at| SystemTime::try_from(at).ok())
         .is_some_and(|at| distance(at, now) <= limits.created_at_skew);
     if !plausible {
@@ -227,4 +259,136 @@ pub fn complete(packet: &mut CodePacket, now: SystemTime, limits: &PacketLimits)
 
 fn distance(a: SystemTime, b: SystemTime) -> Duration {
     a.duration_since(b).unwrap_or_else(|earlier| earlier.duration())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use std::time::UNIX_EPOCH;
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    fn packet() -> CodePacket {
+        CodePacket {
+            repo_id: "github.com/example/repo".to_owned(),
+            content: Bytes::from_static(b"x"),
+            ..Default::default()
+        }
+    }
+
+    fn reasons(packet: &CodePacket) -> Vec<&'static str> {
+        let violations = check_fields(packet, &PacketLimits::default()).err().unwrap_or_default();
+        violations.iter().map(|violation| violation.reason.as_str()).collect()
+    }
+
+    fn metadata(entries: usize, bytes: usize) -> std::collections::HashMap<String, String> {
+        (0..entries).map(|i| (format!("{i:04}"), "v".repeat(bytes / entries - 4))).collect()
+    }
+
+    fn completed(created_at: Option<prost_types::Timestamp>) -> Option<prost_types::Timestamp> {
+        let mut packet = CodePacket { created_at, ..packet() };
+        complete(&mut packet, UNIX_EPOCH + NOW, &PacketLimits::default());
+        packet.created_at
+    }
+
+    #[test]
+    fn a_packet_of_the_original_format_is_accepted() {
+        let packet = CodePacket { metadata: metadata(2, 20), ..packet() };
+        assert_eq!(check_fields(&packet, &PacketLimits::default()), Ok(()));
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        let packet = CodePacket { repo_id: "ä".repeat(128), metadata: metadata(64, 16 * 1024), ..packet() };
+        assert_eq!(reasons(&packet), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn every_broken_rule_is_named_at_once() {
+        let packet = CodePacket {
+            repo_id: format!("{}\n", "x".repeat(256)),
+            content: vec![0; (4 << 20) + 1].into(),
+            metadata: metadata(65, 17 * 1024),
+            packet_id: vec![0; 15].into(),
+            created_at: None,
+        };
+        let expected = [
+            "REPO_ID_TOO_LONG",
+            "REPO_ID_CONTROL_CHARACTER",
+            "CONTENT_TOO_LARGE",
+            "METADATA_TOO_MANY",
+            "METADATA_TOO_LARGE",
+            "PACKET_ID_LENGTH",
+        ];
+        assert_eq!(reasons(&packet), expected);
+    }
+
+    #[test]
+    fn an_empty_repo_id_and_control_characters_of_all_sorts_are_refused() {
+        let with_repo_id = |repo_id: &str| CodePacket { repo_id: repo_id.to_owned(), ..packet() };
+        assert_eq!(reasons(&with_repo_id("")), ["REPO_ID_EMPTY"]);
+        for character in ['\0', '\t', '\u{1b}', '\u{7f}', '\u{85}'] {
+            assert_eq!(reasons(&with_repo_id(&format!("a{character}b"))), ["REPO_ID_CONTROL_CHARACTER"]);
+        }
+        let violations = check_fields(&with_repo_id("ä\u{85}"), &PacketLimits::default()).unwrap_err();
+        assert_eq!(violations[0].to_string(), "repo_id: has the control character U+0085 at byte 2");
+    }
+
+    #[test]
+    fn content_violations_carry_the_reason() {
+        let violation = check_content(b"plain text", &PacketLimits::default()).unwrap_err();
+        assert_eq!((violation.field, violation.reason), ("content", Reason::ContentNotGzip));
+        assert_eq!(violation.to_string(), "content: not gzip: starts with 0x70 0x6c, not 0x1f 0x8b");
+    }
+
+    #[test]
+    fn a_producers_id_is_kept_and_a_missing_one_is_derived() {
+        let limits = PacketLimits::default();
+        let own = PacketId([9; 16]);
+        let mut packet = CodePacket { packet_id: own.to_bytes(), ..packet() };
+        assert_eq!(complete(&mut packet, UNIX_EPOCH + NOW, &limits), own);
+
+        packet.packet_id = Bytes::new();
+        let derived = complete(&mut packet, UNIX_EPOCH + NOW, &limits);
+        assert_eq!(derived, PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata));
+        assert_eq!(packet.packet_id, derived.to_bytes());
+        assert_eq!(complete(&mut packet, UNIX_EPOCH + 2 * NOW, &limits), derived, "completing twice changes no id");
+    }
+
+    #[test]
+    fn event_time_is_kept_within_a_day_of_now() {
+        let now = prost_types::Timestamp { seconds: NOW.as_secs() as i64, nanos: 0 };
+        let at = |seconds: i64| Some(prost_types::Timestamp { seconds: now.seconds + seconds, nanos: 0 });
+        for kept in [0, 24 * 3600, -24 * 3600] {
+            assert_eq!(completed(at(kept)), at(kept));
+        }
+        for replaced in [24 * 3600 + 1, -24 * 3600 - 1, 365 * 24 * 3600, i64::MIN / 4] {
+            assert_eq!(completed(at(replaced)), Some(now));
+        }
+        assert_eq!(completed(None), Some(now));
+        assert_eq!(completed(Some(prost_types::Timestamp { nanos: -1, ..now })), Some(now), "not a valid timestamp");
+    }
+
+    #[test]
+    fn limits_are_configured_with_units_and_survive_a_round_trip() {
+        let limits: PacketLimits =
+            toml::from_str("content_max = \"1MiB\"\nexpanded_max = 1000001\ncreated_at_skew = \"1h\"").unwrap();
+        assert_eq!(limits.content_max, ByteSize::mib(1));
+        assert_eq!(limits.created_at_skew, Duration::from_secs(3600));
+        let text = toml::to_string(&limits).unwrap();
+        assert!(text.contains("content_max = \"1MiB\"") && text.contains("expanded_max = \"1000001B\""), "{text}");
+        assert_eq!(toml::from_str::<PacketLimits>(&text).unwrap(), limits);
+        assert!(toml::from_str::<PacketLimits>("content_maximum = 1").is_err(), "unknown keys are mistakes");
+        assert!(PacketLimits { content_max: ByteSize::b(0), ratio_max: 0, ..limits }.validate().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_timestamp_becomes_a_plausible_one(seconds in any::<i64>(), nanos in any::<i32>()) {
+            let at = SystemTime::try_from(completed(Some(prost_types::Timestamp { seconds, nanos })).unwrap()).unwrap();
+            prop_assert!(distance(at, UNIX_EPOCH + NOW) <= Duration::from_secs(24 * 3600));
+        }
+    }
 }
