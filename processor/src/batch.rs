@@ -1,0 +1,167 @@
+//! The records of one turn and what becomes of each.
+
+use std::collections::{BTreeMap, HashSet};
+
+use coderelay_schemas::dlq::DlqReason;
+use coderelay_schemas::ledger::Entry;
+use coderelay_schemas::validate::PacketLimits;
+
+use crate::decode::{Packet, Rejection, Row, decode};
+use crate::dedup::{Judgement, Memory, Pending};
+use crate::ports::RowOutcome;
+use crate::record::{Record, TopicPartition};
+
+/// When a batch is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Records at most.
+    pub records: usize,
+    /// Bytes at most; a single record may exceed them alone.
+    pub bytes: usize,
+}
+
+/// Records that were polled and not yet accounted for.
+#[derive(Debug, Default)]
+pub struct Batch {
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Adds a record.
+    pub fn push(&mut self, record: Record) {
+        self.bytes += record.size();
+        self.records.push(record);
+    }
+
+    /// Drops the records of partitions that are no longer ours: nothing of theirs was written.
+    pub fn drop_partitions(&mut self, revoked: &[TopicPartition]) {
+        let revoked: HashSet<&TopicPartition> = revoked.iter().collect();
+        self.records.retain(|record| !revoked.contains(&record.source));
+        self.bytes = self.records.iter().map(Record::size).sum();
+    }
+
+    /// The records in the order in which they were polled.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Whether the next record has to wait for the next batch.
+    pub fn is_full(&self, limits: &BatchLimits) -> bool {
+        self.records.len() >= limits.records || self.bytes >= limits.bytes
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Records held.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Per partition, the offset after the last record.
+    pub fn next_offsets(&self) -> BTreeMap<TopicPartition, i64> {
+        let mut offsets = BTreeMap::new();
+        for record in &self.records {
+            let next = offsets.entry(record.source.clone()).or_insert(0);
+            *next = (*next).max(record.offset + 1);
+        }
+        offsets
+    }
+}
+
+/// What becomes of a record. Every record ends as one of these, and each of them moves its offset.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fate {
+    /// Stored and published.
+    Accepted(Box<Packet>),
+    /// Seen before with the same content: counted and dropped.
+    Duplicate,
+    /// Dead-lettered.
+    Rejected(Rejection),
+}
+
+/// The fates of a batch's records, in their order.
+#[derive(Debug)]
+pub struct Plan {
+    fates: Vec<Fate>,
+}
+
+impl Plan {
+    /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired.
+    pub fn of(batch: &Batch, memory: &Memory, limits: &PacketLimits, expired_before_ms: Option<i64>) -> Self {
+        let mut pending = Pending::default();
+        let fates = batch
+            .records()
+            .iter()
+            .map(|record| {
+                if let Some(rejection) = expire(record, expired_before_ms) {
+                    return Fate::Rejected(rejection);
+                }
+                match decode(record, limits) {
+                    Err(rejection) => Fate::Rejected(rejection),
+                    Ok(packet) => match pending.judge(memory, &packet.entry) {
+                        Judgement::New => Fate::Accepted(Box::new(packet)),
+                        Judgement::Duplicate => Fate::Duplicate,
+                        Judgement::Conflict => Fate::Rejected(conflict(&packet)),
+                    },
+                }
+            })
+            .collect();
+        Self { fates }
+    }
+
+    /// The rows to store, in order.
+    pub fn rows(&self) -> Vec<&Row> {
+        self.fates
+            .iter()
+            .filter_map(|fate| match fate {
+                Fate::Accepted(packet) => Some(&packet.row),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Turns accepted packets whose row was refused into rejections; `outcomes` answer [`Plan::rows`] one by one.
+    pub fn settle(&mut self, outcomes: Vec<RowOutcome>) {
+        let accepted = self.fates.iter_mut().filter(|fate| matches!(fate, Fate::Accepted(_)));
+        for (fate, outcome) in accepted.zip(outcomes) {
+            if let RowOutcome::Refused { detail, attempts } = outcome {
+                *fate = Fate::Rejected(Rejection { reason: DlqReason::StoreRejected, detail, attempts });
+            }
+        }
+    }
+
+    /// The fates in the records' order.
+    pub fn fates(&self) -> &[Fate] {
+        &self.fates
+    }
+
+    /// The entries of accepted packets by partition.
+    pub fn entries(&self, batch: &Batch) -> BTreeMap<i32, Vec<Entry>> {
+        let mut entries: BTreeMap<i32, Vec<Entry>> = BTreeMap::new();
+        for (record, fate) in batch.records().iter().zip(&self.fates) {
+            if let Fate::Accepted(packet) = fate {
+                entries.entry(record.source.partition).or_default().push(packet.entry);
+            }
+        }
+        entries
+    }
+}
+
+fn expire(record: &Record, expired_before_ms: Option<i64>) -> Option<Rejection> {
+    let before = expired_before_ms?;
+    let timestamp = record.timestamp_ms.filter(|timestamp| *timestamp < before)?;
+    let age = before - timestamp;
+    Some(Rejection::new(
+        DlqReason::Expired,
+        format!("{age} ms past the maximum age while the backlog was over its threshold"),
+    ))
+}
+
+fn conflict(packet: &Packet) -> Rejection {
+    let detail = format!("packet id {} was accepted before with other content", packet.row.packet_id);
+    Rejection::new(DlqReason::IdConflict, detail)
+}

@@ -1,0 +1,340 @@
+//! The exactly-once cycle: poll, decide, store, commit, and only then remember.
+//!
+//! ```text
+//!  poll phase                     commit phase
+//!  collect ──▶ replay assigned ──▶ classify ──▶ store ──▶ begin … send_offsets … commit ──▶ publish to memory
+//!     ▲                                                                                          │
+//!     └──────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Three rules carry the argument:
+//! 1. **No transaction is open across a poll.** Rebalances happen inside polls only, so a batch is entirely ours from the last poll
+//!    before its commit to the commit, or the broker refuses its offsets because the generation is over.
+//! 2. **An id enters the memory after its transaction committed**, never before. A crash or an abort leaves no trace in it.
+//! 3. **A partition is processed only after its ledger was replayed**, up to everything its former owners committed.
+//!
+//! Any doubt ends the cycle with a [`Fault`]: its owner makes new clients, and rule 3 tells what had been committed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use coderelay_schemas::validate::PacketLimits;
+use tracing::{info, warn};
+
+use crate::batch::{Batch, BatchLimits, Fate, Plan};
+use crate::dedup::Memory;
+use crate::failpoint;
+use crate::metrics::Metrics;
+use crate::pace::Pace;
+use crate::ports::{Clock, Fault, Ledger, Polled, Source, Store, Transaction, Unavailable};
+use crate::record::TopicPartition;
+
+/// How long a poll waits when nothing is there: how soon a stop is noticed.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+/// Pauses shorter than this are slept through; for longer ones fetching is paused.
+const PAUSE_ABOVE: Duration = Duration::from_secs(1);
+/// Between two probes of a store that is away.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Expiry of old records while the backlog is long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// Records waiting above which old ones expire.
+    pub backlog: u64,
+    /// Age from which they do.
+    pub max_age: Duration,
+}
+
+/// What the cycle may do and when.
+#[derive(Clone, Debug)]
+pub struct CycleLimits {
+    /// Size of a batch.
+    pub batch: BatchLimits,
+    /// How long the first record of a batch waits for company.
+    pub linger: Duration,
+    /// How far back the ledger is replayed: the dedup window.
+    pub window: Duration,
+    /// What a packet may be.
+    pub packet: PacketLimits,
+    /// Whether and when old records expire.
+    pub expiry: Option<Expiry>,
+}
+
+/// One worker's cycle over its source, ledger, store and transaction.
+pub struct Cycle<'a, S, L, K, T, C> {
+    source: S,
+    ledger: L,
+    store: K,
+    transaction: T,
+    clock: C,
+    memory: &'a Memory,
+    metrics: &'a Metrics,
+    limits: &'a CycleLimits,
+    pace: Pace,
+    batch: Batch,
+    /// When the first record of the batch was polled.
+    begun: Option<Instant>,
+    /// Assigned, but the ledger was not replayed yet.
+    unreplayed: Vec<TopicPartition>,
+    stopped: &'a dyn Fn() -> bool,
+}
+
+/// The world of a cycle, handed over at its start.
+pub struct World<S, L, K, T, C> {
+    /// Where records come from.
+    pub source: S,
+    /// Where committed entries are read.
+    pub ledger: L,
+    /// Where rows go.
+    pub store: K,
+    /// Where everything else goes.
+    pub transaction: T,
+    /// The time.
+    pub clock: C,
+}
+
+impl<'a, S, L, K, T, C> Cycle<'a, S, L, K, T, C>
+where
+    S: Source,
+    L: Ledger,
+    K: Store,
+    T: Transaction<Membership = S::Membership>,
+    C: Clock,
+{
+    /// A cycle that has polled nothing yet. `stopped` is asked between steps and ends waits.
+    pub fn new(
+        world: World<S, L, K, T, C>,
+        memory: &'a Memory,
+        metrics: &'a Metrics,
+        limits: &'a CycleLimits,
+        pace: Pace,
+        stopped: &'a dyn Fn() -> bool,
+    ) -> Self {
+        let World { source, ledger, store, transaction, clock } = world;
+        let (batch, unreplayed) = (Batch::default(), Vec::new());
+        Self {
+            source,
+            ledger,
+            store,
+            transaction,
+            clock,
+            memory,
+            metrics,
+            limits,
+            pace,
+            batch,
+            begun: None,
+            unreplayed,
+            stopped,
+        }
+    }
+
+    /// One turn: collects a batch and accounts for every record of it. Returns how many records were committed.
+    ///
+    /// # Errors
+    /// A [`Fault`] after which this cycle is of no further use.
+    pub fn turn(&mut self) -> Result<usize, Fault> {
+        self.collect()?;
+        loop {
+            self.replay_assigned()?;
+            if self.batch.is_empty() {
+                return Ok(0);
+            }
+            // Taken after the last poll and before anything is written: were it taken later, a member that was expelled meanwhile could
+            // commit as an anonymous client, whom the broker does not fence.
+            let Some(membership) = self.source.membership() else {
+                self.batch = Batch::default();
+                return Ok(0);
+            };
+            let plan = self.classify();
+            match self.write(plan) {
+                Ok(plan) => return self.commit(&plan, &membership),
+                Err(unavailable) => self.wait_for_store(&unavailable)?,
+            }
+            if (self.stopped)() {
+                self.batch = Batch::default();
+                return Ok(0);
+            }
+        }
+    }
+
+    /// The source, for its owner to close.
+    pub fn into_source(self) -> S {
+        self.source
+    }
+
+    // ---- poll phase -------------------------------------------------------------------------------------------------------
+
+    /// Polls until the batch is full or its linger has passed.
+    fn collect(&mut self) -> Result<(), Fault> {
+        self.batch = Batch::default();
+        self.begun = None;
+        let allowed = self.pace.allowance(self.limits.batch.records, self.clock.now());
+        if allowed == 0 {
+            return self.idle(self.pace.wait());
+        }
+        let limits = BatchLimits { records: allowed, ..self.limits.batch };
+        let mut timeout = IDLE_POLL;
+        while !self.batch.is_full(&limits) {
+            if !self.poll(timeout)? && self.batch.is_empty() {
+                break;
+            }
+            if let Some(begun) = self.begun {
+                timeout = (begun + self.limits.linger).saturating_duration_since(self.clock.now());
+                if timeout.is_zero() {
+                    break;
+                }
+            }
+        }
+        self.pace.spend(self.batch.len());
+        failpoint::hit("after-poll");
+        Ok(())
+    }
+
+    /// One poll; whether it brought anything.
+    fn poll(&mut self, timeout: Duration) -> Result<bool, Fault> {
+        match self.source.poll(timeout)? {
+            Polled::Record(record) => {
+                if self.begun.is_none() {
+                    self.begun = Some(self.clock.now());
+                }
+                self.batch.push(record);
+            }
+            Polled::Assigned(partitions) => self.unreplayed.extend(partitions),
+            Polled::Revoked(partitions) => {
+                self.batch.drop_partitions(&partitions);
+                let revoked: HashSet<_> = partitions.into_iter().collect();
+                self.unreplayed.retain(|partition| !revoked.contains(partition));
+            }
+            Polled::Nothing => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Lets `wait` pass without taking records. Short waits are slept through, since pausing throws prefetched records away.
+    fn idle(&mut self, wait: Duration) -> Result<(), Fault> {
+        if wait <= PAUSE_ABOVE {
+            self.clock.sleep(wait);
+            return Ok(());
+        }
+        self.source.pause()?;
+        let until = self.clock.now() + wait;
+        while self.clock.now() < until && !(self.stopped)() {
+            self.poll(IDLE_POLL)?;
+        }
+        self.source.resume()
+    }
+
+    /// Brings the memory up to date for partitions that were just assigned.
+    ///
+    /// The order matters. First the committed offsets: the broker answers when no transaction that moves them is pending, and no former
+    /// owner can add one, its generation being over. Then the ledger: whatever those transactions accepted is committed there by now.
+    fn replay_assigned(&mut self) -> Result<(), Fault> {
+        if self.unreplayed.is_empty() {
+            return Ok(());
+        }
+        let started = self.clock.now();
+        self.source.await_stable_offsets(&self.unreplayed)?;
+        failpoint::hit("during-replay");
+        let from: BTreeMap<i32, Option<i64>> =
+            self.unreplayed.iter().map(|tp| (tp.partition, self.memory.replayed_to(tp.partition))).collect();
+        let since = self.clock.wall().checked_sub(self.limits.window).unwrap_or(UNIX_EPOCH);
+        let mut entries = 0_u64;
+        let ends = self.ledger.replay(&from, since, &mut |entry| {
+            entries += 1;
+            self.memory.publish([entry]);
+        })?;
+        for (partition, end) in ends {
+            self.memory.mark_replayed(partition, end);
+        }
+        let took = self.clock.now().saturating_duration_since(started);
+        self.metrics.ledger_replayed(entries, took);
+        info!(partitions = from.len(), entries, ?took, "replayed the ledger of assigned partitions");
+        self.unreplayed.clear();
+        Ok(())
+    }
+
+    // ---- commit phase -----------------------------------------------------------------------------------------------------
+
+    fn classify(&self) -> Plan {
+        let expired_before_ms =
+            self.limits.expiry.filter(|expiry| self.source.backlog() > expiry.backlog).map(|expiry| {
+                let before = self.clock.wall().checked_sub(expiry.max_age).unwrap_or(UNIX_EPOCH);
+                before.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+            });
+        Plan::of(&self.batch, self.memory, &self.limits.packet, expired_before_ms)
+    }
+
+    /// Writes the accepted rows. Rows the store refuses for their content become rejections; the others are not held up by them.
+    fn write(&mut self, mut plan: Plan) -> Result<Plan, Unavailable> {
+        let rows = plan.rows();
+        if rows.is_empty() {
+            return Ok(plan);
+        }
+        let (outcomes, sample) = self.store.write(&rows, self.pace.concurrency())?;
+        self.pace.observe(sample, self.clock.now());
+        self.metrics.pull_rate(self.pace.rate());
+        plan.settle(outcomes);
+        failpoint::hit("after-store");
+        Ok(plan)
+    }
+
+    /// Waits until the store answers, with fetching paused but always polling. Keeps the batch, except what is revoked meanwhile.
+    ///
+    /// An outage is no fault of the records: none of them goes to the dead-letter topic for it.
+    fn wait_for_store(&mut self, reason: &Unavailable) -> Result<(), Fault> {
+        warn!(%reason, "the store is away; fetching is paused until it answers");
+        self.metrics.store_up(false);
+        self.source.pause()?;
+        let began = self.clock.now();
+        while !(self.stopped)() && self.store.probe().is_err() {
+            let next = self.clock.now() + PROBE_EVERY;
+            while self.clock.now() < next && !(self.stopped)() {
+                let known = self.unreplayed.len();
+                self.poll(IDLE_POLL)?;
+                if self.unreplayed.len() > known {
+                    self.source.pause()?;
+                }
+            }
+        }
+        self.source.resume()?;
+        self.metrics.store_up(true);
+        info!(away = ?self.clock.now().saturating_duration_since(began), "the store is back");
+        Ok(())
+    }
+
+    /// Makes the batch visible: outputs, ledger and offsets in one transaction. Then, and only then, the memory learns of it.
+    fn commit(&mut self, plan: &Plan, membership: &S::Membership) -> Result<usize, Fault> {
+        let started = self.clock.now();
+        let entries = plan.entries(&self.batch);
+
+        failpoint::hit("before-begin");
+        self.transaction.begin()?;
+        failpoint::hit("after-begin");
+        for (record, fate) in self.batch.records().iter().zip(plan.fates()) {
+            match fate {
+                Fate::Accepted(_) => self.transaction.publish(record)?,
+                Fate::Rejected(rejection) => self.transaction.dead_letter(record, rejection)?,
+                Fate::Duplicate => {}
+            }
+        }
+        for (partition, entries) in &entries {
+            self.transaction.remember(*partition, entries)?;
+        }
+        failpoint::hit("before-send-offsets");
+        self.transaction.send_offsets(&self.batch.next_offsets(), membership)?;
+        failpoint::hit("before-commit");
+        let ledger_ends = self.transaction.commit()?;
+        failpoint::hit("after-commit");
+
+        self.memory.publish(entries.into_values().flatten());
+        for (partition, end) in ledger_ends {
+            self.memory.mark_replayed(partition, end);
+        }
+        let now = self.clock.now();
+        self.metrics.committed(plan.fates(), now.saturating_duration_since(started));
+        self.metrics.processed(self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun)));
+        self.metrics.memory(self.memory);
+        Ok(self.batch.len())
+    }
+}

@@ -1,0 +1,19 @@
+//! Named places in the cycle at which a test may crash or delay the process. A build without the feature `failpoints` contains none.
+
+/// Runs whatever `FAILPOINTS` asks for at `name`, for example `FAILPOINTS=after-store=3*off->return`.
+///
+/// `return` aborts the process on the spot, as a power cut or `kill -9` would; `sleep(ms)` and `pause` freeze it there. The grammar is
+/// the `fail` crate's.
+#[cfg(feature = "failpoints")]
+pub(crate) fn hit(name: &str) {
+    fn crash(name: &str) {
+        tracing::warn!(name, "failpoint: aborting the process");
+        std::process::abort();
+    }
+    fail::fail_point!(name, |_| crash(name));
+}
+
+/// Nothing, in a build without failpoints.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) fn hit(_name: &str) {}

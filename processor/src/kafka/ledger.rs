@@ -1,0 +1,165 @@
+//! Reading the ledger topic back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use coderelay_schemas::ledger::{self, Entry};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::{Identity, REQUEST_TIMEOUT};
+use crate::ports::{Fault, Ledger};
+
+/// A reader that stops making progress is replaced after this long.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// A [`Ledger`] over two short-lived consumers: one that sees committed records only, and one that sees how far the log goes.
+pub struct KafkaLedger {
+    identity: Identity,
+}
+
+impl KafkaLedger {
+    /// The ledger of `identity.topics`.
+    pub fn new(identity: &Identity) -> Self {
+        Self { identity: identity.clone() }
+    }
+
+    fn reader(&self, isolation: &str) -> Result<BaseConsumer, Fault> {
+        let mut config = self.identity.client.clone();
+        config
+            // Required for manual assignment; nothing is ever committed or joined under this name.
+            .set("group.id", format!("{}-ledger-reader", self.identity.group))
+            .set("isolation.level", isolation)
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .set("statistics.interval.ms", "0");
+        config.create().map_err(|error| Fault::restart("creating the ledger's reader", error))
+    }
+
+    /// The last stable offset of `partition`, once it has reached the end that the log has now.
+    ///
+    /// A former owner's transaction that is committed but whose marker has not reached this partition yet is thereby waited for, and so is
+    /// one that was left open: the broker ends it within the transaction time-out.
+    fn stable_end(
+        &self,
+        committed: &BaseConsumer,
+        uncommitted: &BaseConsumer,
+        partition: i32,
+    ) -> Result<(i64, i64), Fault> {
+        let topic = &self.identity.topics.ledger;
+        let watermarks = |reader: &BaseConsumer| {
+            reader
+                .fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+                .map_err(|error| Fault::restart("reading the ledger's watermarks", error))
+        };
+        let (_, high) = watermarks(uncommitted)?;
+        let deadline = Instant::now() + self.identity.transaction_timeout + STALLED_AFTER;
+        loop {
+            let (low, stable) = watermarks(committed)?;
+            if stable >= high {
+                return Ok((low, stable));
+            }
+            if Instant::now() >= deadline {
+                let stuck = format!("{topic}-{partition}: last stable offset {stable} stays below {high}");
+                return Err(Fault::restart("waiting for the ledger's open transactions", stuck));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The first offset of each partition with a record at or after `since`; absent when there is none.
+    fn offsets_since(
+        &self,
+        reader: &BaseConsumer,
+        partitions: impl Iterator<Item = i32>,
+        since: SystemTime,
+    ) -> Result<BTreeMap<i32, i64>, Fault> {
+        let millis = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let mut wanted = TopicPartitionList::new();
+        for partition in partitions {
+            wanted
+                .add_partition_offset(&self.identity.topics.ledger, partition, Offset::Offset(millis))
+                .map_err(|error| Fault::restart("listing the ledger's partitions", error))?;
+        }
+        let found = reader
+            .offsets_for_times(wanted, REQUEST_TIMEOUT)
+            .map_err(|error| Fault::restart("looking up the start of the dedup window", error))?;
+        let offset = |offset| match offset {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        Ok(found.elements().iter().filter_map(|e| Some((e.partition(), offset(e.offset())?))).collect())
+    }
+
+    /// Reads from the given offsets to the end of every partition.
+    fn read(
+        &self,
+        reader: &BaseConsumer,
+        starts: &BTreeMap<i32, i64>,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), Fault> {
+        let mut assignment = TopicPartitionList::with_capacity(starts.len());
+        for (partition, start) in starts {
+            assignment
+                .add_partition_offset(&self.identity.topics.ledger, *partition, Offset::Offset(*start))
+                .map_err(|error| Fault::restart("listing the ledger's partitions", error))?;
+        }
+        reader.assign(&assignment).map_err(|error| Fault::restart("assigning the ledger", error))?;
+        let mut unfinished: BTreeSet<i32> = starts.keys().copied().collect();
+        let mut progress = Instant::now();
+        while !unfinished.is_empty() {
+            match reader.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    progress = Instant::now();
+                    let at = || format!("{}-{}@{}", message.topic(), message.partition(), message.offset());
+                    let entries = ledger::decode(message.payload().unwrap_or_default())
+                        .map_err(|error| Fault::restart("replaying the ledger", format!("{}: {error}", at())))?;
+                    entries.for_each(&mut *visit);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    progress = Instant::now();
+                    unfinished.remove(&partition);
+                }
+                Some(Err(_)) | None if progress.elapsed() < STALLED_AFTER => {}
+                Some(Err(error)) => return Err(Fault::restart("replaying the ledger", error)),
+                None => return Err(Fault::Restart("replaying the ledger: no progress".into())),
+            }
+        }
+        reader.unassign().map_err(|error| Fault::restart("releasing the ledger", error))
+    }
+}
+
+impl Ledger for KafkaLedger {
+    fn replay(
+        &mut self,
+        from: &BTreeMap<i32, Option<i64>>,
+        since: SystemTime,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<BTreeMap<i32, i64>, Fault> {
+        let committed = self.reader("read_committed")?;
+        let uncommitted = self.reader("read_uncommitted")?;
+        let mut ends = BTreeMap::new();
+        let mut lows = BTreeMap::new();
+        for partition in from.keys().copied() {
+            let (low, end) = self.stable_end(&committed, &uncommitted, partition)?;
+            ends.insert(partition, end);
+            lows.insert(partition, low);
+        }
+        let in_window = self.offsets_since(&committed, from.keys().copied(), since)?;
+        let starts = ends
+            .iter()
+            .filter_map(|(partition, end)| {
+                // Nothing within the window: nothing to replay.
+                let window = *in_window.get(partition)?;
+                let known = from.get(partition).copied().flatten().unwrap_or(0);
+                let start = window.max(known).max(lows[partition]);
+                (start < *end).then_some((*partition, start))
+            })
+            .collect();
+        self.read(&committed, &starts, visit)?;
+        Ok(ends)
+    }
+}

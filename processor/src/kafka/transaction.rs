@@ -1,0 +1,253 @@
+//! The transactional producer of one worker.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use coderelay_runtime::kafka::{Statistics, context};
+use coderelay_schemas::dlq;
+use coderelay_schemas::ledger::{self, Entry};
+use coderelay_schemas::topics::TopicNames;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::util::Timeout;
+
+use super::{Identity, default};
+use crate::decode::Rejection;
+use crate::ports::{Fault, Transaction};
+use crate::record::{Headers, Record, TopicPartition};
+
+/// Entries of one ledger record: 480 KB, well below any broker's limit.
+const ENTRIES_PER_RECORD: usize = 20_000;
+/// How long one wait for delivery reports lasts. The producer's own `flush` waits 100 ms at a time, which costs most of the rate.
+const DELIVERY_POLL: Duration = Duration::from_millis(1);
+
+/// A [`Transaction`] over librdkafka's producer.
+///
+/// Lives until the first doubt: librdkafka lacks KIP-890, so a stray end of a transaction whose result was lost could hit the next one.
+/// A new producer's `init_transactions` raises the epoch and fences whatever is still on its way.
+pub struct KafkaTransaction {
+    producer: BaseProducer<Deliveries>,
+    topics: TopicNames,
+    timeout: Duration,
+    begun: Instant,
+}
+
+impl KafkaTransaction {
+    /// Takes over `identity.member` as `transactional.id`; aborts what a predecessor left open and fences it.
+    ///
+    /// # Errors
+    /// When the transaction coordinator does not answer.
+    pub fn open(identity: &Identity, worker: usize) -> Result<Self, Fault> {
+        let timeout = identity.transaction_timeout;
+        let mut config = identity.client.clone();
+        config
+            .set("transactional.id", &identity.member)
+            .set("transaction.timeout.ms", timeout.as_millis().to_string())
+            // A delivery has to fail before the broker gives up on the transaction.
+            .set("message.timeout.ms", (timeout.as_millis() * 2 / 3).to_string())
+            .set("partitioner", "murmur2_random");
+        default(&mut config, "linger.ms", "1");
+        default(&mut config, "batch.num.messages", "10000");
+        default(&mut config, "queue.buffering.max.kbytes", "131072");
+        let producer: BaseProducer<Deliveries> = config
+            .create_with_context(Deliveries {
+                reports: Mutex::default(),
+                clients: Statistics::new(format!("producer-{worker}")),
+            })
+            .map_err(|error| Fault::restart("creating the producer", error))?;
+        producer
+            .init_transactions(Timeout::After(Duration::from_secs(60)))
+            .map_err(|error| Fault::restart("initialising transactions", error))?;
+        Ok(Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() })
+    }
+
+    fn produce(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        timestamp: Option<i64>,
+        headers: Option<OwnedHeaders>,
+        kind: usize,
+    ) -> Result<(), Fault> {
+        let mut record: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(topic, kind).partition(partition);
+        record.key = key;
+        record.payload = value;
+        record.timestamp = timestamp;
+        record.headers = headers;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
+                    record = refused;
+                    self.producer.poll(DELIVERY_POLL);
+                }
+                Err((error, _)) => return Err(self.fault(&format!("producing to {topic}"), &error)),
+            }
+        }
+    }
+
+    /// Fenced before the broker could have timed the transaction out means: by another process. Later it means nothing of the kind,
+    /// since the broker fences on a time-out too.
+    fn fault(&self, doing: &str, error: &KafkaError) -> Fault {
+        let code = match error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            other => other.rdkafka_error_code(),
+        };
+        let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
+        let fenced = [code, fatal]
+            .into_iter()
+            .flatten()
+            .any(|code| matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced));
+        if fenced && self.begun.elapsed() < self.timeout {
+            return Fault::Fenced(format!(
+                "{doing}: another process has taken this worker's transactional.id ({error}). \
+                 Every running processor needs an `instance` of its own"
+            ));
+        }
+        Fault::restart(doing, error)
+    }
+}
+
+impl Transaction for KafkaTransaction {
+    type Membership = ConsumerGroupMetadata;
+
+    fn begin(&mut self) -> Result<(), Fault> {
+        self.begun = Instant::now();
+        self.producer.begin_transaction().map_err(|error| self.fault("beginning a transaction", &error))
+    }
+
+    fn publish(&mut self, record: &Record) -> Result<(), Fault> {
+        self.produce(
+            &self.topics.deduped,
+            record.source.partition,
+            record.key.as_deref(),
+            record.value.as_deref(),
+            record.timestamp_ms,
+            Some(owned(&record.headers)),
+            OUTPUT,
+        )
+    }
+
+    fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
+        let fields = [
+            (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
+            (dlq::DLQ_DETAIL, rejection.detail.clone()),
+            (dlq::DLQ_TOPIC, record.source.topic.to_string()),
+            (dlq::DLQ_PARTITION, record.source.partition.to_string()),
+            (dlq::DLQ_OFFSET, record.offset.to_string()),
+            (dlq::DLQ_TIMESTAMP, record.timestamp_ms.unwrap_or(-1).to_string()),
+            (dlq::DLQ_ATTEMPTS, rejection.attempts.to_string()),
+        ];
+        let headers = fields
+            .iter()
+            .fold(owned(&record.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        self.produce(
+            &self.topics.dlq,
+            record.source.partition,
+            record.key.as_deref(),
+            record.value.as_deref(),
+            record.timestamp_ms,
+            Some(headers),
+            OUTPUT,
+        )
+    }
+
+    fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
+        for entries in entries.chunks(ENTRIES_PER_RECORD) {
+            let value = ledger::encode(entries.iter().copied());
+            self.produce(&self.topics.ledger, partition, None, Some(&value), None, None, LEDGER)?;
+        }
+        Ok(())
+    }
+
+    fn send_offsets(
+        &mut self,
+        offsets: &BTreeMap<TopicPartition, i64>,
+        membership: &ConsumerGroupMetadata,
+    ) -> Result<(), Fault> {
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (TopicPartition { topic, partition }, offset) in offsets {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
+                .map_err(|error| Fault::restart("listing offsets", error))?;
+        }
+        self.producer
+            .send_offsets_to_transaction(&list, membership, Timeout::Never)
+            .map_err(|error| self.fault("sending offsets to the transaction", &error))
+    }
+
+    fn commit(&mut self) -> Result<BTreeMap<i32, i64>, Fault> {
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(DELIVERY_POLL);
+        }
+        let (failed, ledger_ends) = self.producer.context().take();
+        if let Some(error) = failed {
+            return Err(self.fault("delivering", &error));
+        }
+        self.producer
+            .commit_transaction(Timeout::Never)
+            .map_err(|error| self.fault("committing the transaction", &error))?;
+        Ok(ledger_ends)
+    }
+}
+
+/// Kinds of records, as the opaque value of their delivery reports.
+const OUTPUT: usize = 0;
+const LEDGER: usize = 1;
+
+/// What the delivery reports of one transaction said.
+struct Deliveries {
+    /// The first failure, and the end of each ledger partition that was written.
+    reports: Mutex<(Option<KafkaError>, BTreeMap<i32, i64>)>,
+    clients: Statistics,
+}
+
+impl Deliveries {
+    fn take(&self) -> (Option<KafkaError>, BTreeMap<i32, i64>) {
+        std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        context::log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: rdkafka::Statistics) {
+        self.clients.record(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        context::log_error(&error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, kind: usize) {
+        match result {
+            Ok(message) if kind == LEDGER => {
+                let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+                let end = reports.1.entry(message.partition()).or_insert(0);
+                *end = (*end).max(message.offset() + 1);
+            }
+            Ok(_) => {}
+            Err((error, _)) => {
+                self.reports.lock().unwrap_or_else(PoisonError::into_inner).0.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}
+
+fn owned(headers: &Headers) -> OwnedHeaders {
+    headers.iter().fold(OwnedHeaders::new(), |owned, (key, value)| owned.insert(Header { key, value }))
+}
