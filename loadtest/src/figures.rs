@@ -1,0 +1,306 @@
+//! The published measurement, whole: a stack of its own, ingest and processor, warm-up, runs, one table.
+//!
+//! Client, services, broker and store share the machine's cores. Each run measures ingest while the processor is stopped,
+//! then starts the processor on the backlog and measures how it drains. Rates are medians of the runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
+use coderelay_schemas::cql;
+use coderelay_schemas::topics::TopicNames;
+use serde::Serialize;
+
+use crate::backlog::Backlog;
+use crate::cli::{Shape, clock_seed};
+use crate::drain::{self, DrainReport, Watch};
+use crate::ingest::{self, IngestReport};
+use crate::machine::Origin;
+use crate::resources::{Usage, Watched};
+
+/// How long a service may take to leave.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Arguments of the measurement.
+#[derive(Clone, Debug, Args)]
+pub struct Figures {
+    #[command(flatten)]
+    shape: Shape,
+    /// Packets of each run.
+    #[arg(long, default_value_t = 500_000)]
+    packets: u64,
+    /// Runs; the table shows their median and range.
+    #[arg(long, default_value_t = 3)]
+    runs: u64,
+    /// Packets relayed before, which are not measured: they warm the JVMs.
+    #[arg(long, default_value_t = 200_000)]
+    warm_up: u64,
+    /// Partitions of the topics.
+    #[arg(long, default_value_t = 12)]
+    partitions: i32,
+    /// Settings of ingest beyond its defaults (repeatable).
+    #[arg(long, value_name = "KEY=VALUE")]
+    ingest_set: Vec<String>,
+    /// Settings of the processor beyond its defaults (repeatable).
+    #[arg(long, value_name = "KEY=VALUE")]
+    processor_set: Vec<String>,
+    /// Folder of the binaries `ingest` and `processor`. Default: the one loadtest is in.
+    #[arg(long)]
+    bin: Option<PathBuf>,
+    /// Exit with 1 when a target is missed.
+    #[arg(long)]
+    pub(crate) enforce: bool,
+}
+
+/// What a run of the measurement found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// Ingest, with the processor stopped.
+    pub ingest: IngestReport,
+    /// The processor, on the backlog that ingest left.
+    pub drain: DrainReport,
+}
+
+/// The published figures and where they come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct FiguresReport {
+    /// Machine, date, commit and command.
+    pub origin: Origin,
+    /// The load's shape.
+    pub(crate) shape: Shape,
+    /// One line each.
+    pub figures: Vec<Figure>,
+    /// Everything measured, run by run.
+    pub runs: Vec<Run>,
+}
+
+/// One published figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub what: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// What it should be.
+    pub target: Option<Target>,
+    /// What each run found.
+    pub values: Vec<f64>,
+}
+
+/// A bound a figure should keep.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// This much or more.
+    AtLeast(f64),
+    /// Less than this.
+    Below(f64),
+}
+
+impl Figure {
+    /// The middle value of the runs; of an even number, the worse of the middle two for a rate, the better for a cost.
+    pub fn median(&self) -> f64 {
+        let mut values = self.values.clone();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The smallest and the largest value of the runs.
+    pub fn range(&self) -> (f64, f64) {
+        self.values
+            .iter()
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)))
+    }
+
+    /// Whether the median keeps the target; `None` without one.
+    pub fn meets_target(&self) -> Option<bool> {
+        self.target.map(|target| match target {
+            Target::AtLeast(bound) => self.median() >= bound,
+            Target::Below(bound) => self.median() < bound,
+        })
+    }
+}
+
+impl FiguresReport {
+    /// Whether every packet was acknowledged and every backlog drained.
+    pub fn is_complete(&self) -> bool {
+        self.runs.iter().all(|run| run.ingest.is_complete() && run.drain.is_complete())
+    }
+
+    /// Whether no figure misses its target.
+    pub fn meets_targets(&self) -> bool {
+        self.figures.iter().all(|figure| figure.meets_target() != Some(false))
+    }
+}
+
+/// Does the whole measurement. Needs a multi-threaded Tokio runtime.
+///
+/// # Errors
+/// When the stack or a service does not start or ends early.
+pub async fn measure(args: &Figures) -> Result<FiguresReport> {
+    ensure!(args.runs > 0, "runs must be 1 or more");
+    let origin = Origin::here()?;
+    let bench = Bench::start(args).await?;
+    let corpus = args.shape.corpus(clock_seed())?;
+    let mut runs = Vec::new();
+    let mut first = 0;
+    // The warm-up is a run like the others, whose figures are dropped.
+    for (number, packets) in std::iter::once(args.warm_up).chain((0..args.runs).map(|_| args.packets)).enumerate() {
+        let load = args.shape.load(bench.endpoint.clone(), first, packets);
+        first += packets;
+        if packets == 0 {
+            continue;
+        }
+        eprintln!(
+            "loadtest: {} of {packets} packets",
+            if number == 0 { "warm-up".to_owned() } else { format!("run {number}") }
+        );
+        let ingest = ingest::measure(corpus.clone(), &load, 0, &bench.watched("ingest", &bench.ingest)).await?;
+        let drain = bench.drain().await?;
+        if number > 0 {
+            runs.push(Run { ingest, drain });
+        }
+    }
+    bench.stop().await?;
+    Ok(FiguresReport { origin, shape: args.shape.clone(), figures: figures(&runs), runs })
+}
+
+/// The stack and the services under measurement.
+struct Bench {
+    stack: Stack,
+    ingest: Process,
+    endpoint: String,
+    processor: Launch,
+    processor_admin: String,
+    topics: TopicNames,
+}
+
+impl Bench {
+    async fn start(args: &Figures) -> Result<Self> {
+        let bin = match &args.bin {
+            Some(bin) => bin.clone(),
+            None => std::env::current_exe()?.parent().map(Path::to_owned).context("loadtest is in no folder")?,
+        };
+        let program = |name: &str| {
+            let path = bin.join(name);
+            ensure!(path.exists(), "{} is missing: cargo build --release -p {name}", path.display());
+            Ok(std::path::absolute(path)?)
+        };
+        let (ingest, processor) = (program("ingest")?, program("processor")?);
+
+        let stack = Stack::builder().brokers(1).cql(true).start().await?;
+        let topics = TopicNames::default();
+        stack.create_topics(&topics, args.partitions).await?;
+        stack.create_keyspace(cql::KEYSPACE).await?;
+
+        let local = || Ok::<_, std::io::Error>(format!("127.0.0.1:{}", free_port()?));
+        let (grpc, admin, processor_admin) = (local()?, local()?, local()?);
+        let kafka = format!("kafka.bootstrap_servers={}", stack.bootstrap_servers());
+        let own = [kafka.clone(), format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
+        let ingest = Launch::new("ingest", ingest, stack.dir().join("ingest"))
+            .args(settings(&own, &args.ingest_set))
+            .ready_when(Probe::Http { url: format!("http://{admin}/readyz") });
+        let ingest = Process::launch(ingest)?;
+        ingest.ready().await?;
+        let own =
+            [kafka, format!("cql.contact_points={}", stack.cql_contact()), format!("admin.listen={processor_admin}")];
+        let processor = Launch::new("processor", processor, stack.dir().join("processor"))
+            .args(settings(&own, &args.processor_set));
+        Ok(Self { stack, ingest, endpoint: format!("http://{grpc}"), processor, processor_admin, topics })
+    }
+
+    fn watched(&self, name: &str, service: &Process) -> Vec<Watched> {
+        let watched =
+            |name: &str, process: &Process| Watched { name: name.to_owned(), pid: process.pid().cast_signed() };
+        vec![watched(name, service), watched("kafka", self.stack.broker(0)), watched("cassandra", self.stack.cql())]
+    }
+
+    /// Runs the processor until the backlog is gone.
+    async fn drain(&self) -> Result<DrainReport> {
+        let topics = [self.topics.packets.clone()];
+        let backlog = Backlog::open(&self.stack.bootstrap_servers(), drain::GROUP, &topics)?;
+        let processor = Process::launch(self.processor.clone())?;
+        let watch = Watch {
+            interval: Duration::from_millis(100),
+            patience: Duration::from_secs(60),
+            metrics_url: format!("http://{}/metrics", self.processor_admin),
+            commit_metric: drain::COMMIT_METRIC.to_owned(),
+            processes: self.watched("processor", &processor),
+        };
+        let report = drain::measure(&backlog, &watch).await;
+        let report = report.with_context(|| format!("the processor's log ends:\n{}", processor.log_tail(10)))?;
+        end(&processor).await?;
+        Ok(report)
+    }
+
+    async fn stop(self) -> Result<()> {
+        end(&self.ingest).await?;
+        Ok(self.stack.stop(GRACE).await?)
+    }
+}
+
+fn settings(own: &[String], given: &[String]) -> Vec<String> {
+    own.iter().chain(given).flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
+}
+
+async fn end(service: &Process) -> Result<()> {
+    let status = service.stop(GRACE).await?;
+    ensure!(status.success(), "{} ended with {status}:\n{}", service.name(), service.log_tail(10));
+    Ok(())
+}
+
+fn figures(runs: &[Run]) -> Vec<Figure> {
+    let figure = |what, unit, target, value: &dyn Fn(&Run) -> f64| Figure {
+        what,
+        unit,
+        target,
+        values: runs.iter().map(value).collect(),
+    };
+    let usage = |processes: &[Usage], name: &str| -> BTreeMap<&'static str, f64> {
+        let Some(usage) = processes.iter().find(|usage| usage.name == name) else { return BTreeMap::new() };
+        BTreeMap::from([("cpu", usage.cpu_seconds_per_100k), ("rss", usage.peak_rss_bytes as f64 / 1e6)])
+    };
+    let of = |processes: &[Usage], name: &str, key: &str| usage(processes, name).get(key).copied().unwrap_or(f64::NAN);
+    vec![
+        figure("ingest: acknowledged", "packets/s", Some(Target::AtLeast(80_000.0)), &|run| run.ingest.per_second),
+        figure("ingest: acknowledgement p50", "ms", None, &|run| run.ingest.latency_ms.p50),
+        figure("ingest: acknowledgement p99", "ms", None, &|run| run.ingest.latency_ms.p99),
+        figure("ingest: peak RSS", "MB", Some(Target::Below(256.0)), &|run| of(&run.ingest.processes, "ingest", "rss")),
+        figure("ingest: CPU", "s per 100,000", None, &|run| of(&run.ingest.processes, "ingest", "cpu")),
+        figure("processor: stored and committed", "records/s", Some(Target::AtLeast(25_000.0)), &|run| {
+            run.drain.per_second
+        }),
+        figure("processor: commit p50", "ms", Some(Target::Below(20.0)), &|run| {
+            run.drain.commit_p50_ms.unwrap_or(f64::NAN)
+        }),
+        figure("processor: peak RSS", "MB", Some(Target::Below(512.0)), &|run| {
+            of(&run.drain.processes, "processor", "rss")
+        }),
+        figure("processor: CPU", "s per 100,000", None, &|run| of(&run.drain.processes, "processor", "cpu")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(target: Target, values: &[f64]) -> Figure {
+        Figure { what: "rate", unit: "1/s", target: Some(target), values: values.to_vec() }
+    }
+
+    #[test]
+    fn one_good_run_does_not_meet_a_target() {
+        let figure = figure(Target::AtLeast(100.0), &[90.0, 300.0, 80.0]);
+        assert_eq!((figure.median(), figure.range()), (90.0, (80.0, 300.0)));
+        assert_eq!(figure.meets_target(), Some(false));
+    }
+
+    #[test]
+    fn a_figure_that_was_not_measured_meets_nothing() {
+        assert_eq!(figure(Target::Below(20.0), &[]).meets_target(), Some(false));
+        assert_eq!(figure(Target::Below(20.0), &[f64::NAN]).meets_target(), Some(false));
+    }
+}

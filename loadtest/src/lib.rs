@@ -1,0 +1,25 @@
+//! Loads a coderelay deployment and measures what it did.
+//!
+//! `corpus → generator → (ingest → Kafka → processor → CQL) → latency, backlog, scrape, resources → ingest, drain → figures → report`
+
+pub mod corpus;
+
+pub mod generator;
+
+pub mod latency;
+
+pub mod backlog;
+pub mod scrape;
+
+pub mod resources;
+
+pub mod ingest;
+
+pub mod drain;
+
+pub mod figures;
+pub mod machine;
+
+pub mod report;
+
+pub mod cli;
