@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::progress::{Event, Observer};
 use crate::readiness::Probe;
 use crate::spawner;
 
@@ -143,6 +144,11 @@ impl Process {
         tail(&self.log, lines)
     }
 
+    /// The question by which it is told whether it is ready.
+    pub fn probe(&self) -> &Probe {
+        &self.launch.probe
+    }
+
     /// The process id of the current or last incarnation.
     pub fn pid(&self) -> u32 {
         self.current().pid.as_raw().unsigned_abs()
@@ -268,6 +274,18 @@ impl Process {
         Err(Error::NotReady { name, waited: since.elapsed(), reason, log, tail })
     }
 
+    /// [`ready`](Self::ready), with a word to `observer` before and after.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready).
+    pub async fn ready_observed(&self, observer: &Observer) -> Result<()> {
+        let (name, since) = (self.launch.name.clone(), Instant::now());
+        observer.tell(&Event::Starting { name: name.clone(), pid: self.pid(), log: self.log.clone() });
+        self.ready().await?;
+        observer.tell(&Event::Ready { name, after: since.elapsed() });
+        Ok(())
+    }
+
     /// Asks once whether it is ready.
     ///
     /// # Errors
@@ -280,7 +298,7 @@ impl Process {
     }
 
     /// The error that says how it ended, with the last lines of its log.
-    pub(crate) fn died(&self, status: ExitStatus) -> Error {
+    pub fn died(&self, status: ExitStatus) -> Error {
         let (name, log, tail) = (self.launch.name.clone(), self.log.clone(), self.log_tail(TAIL_LINES));
         Error::Died { name, status, log, tail }
     }

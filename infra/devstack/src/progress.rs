@@ -1,6 +1,7 @@
 //! What a start tells whoever waits for it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ pub enum Event {
     Starting {
         /// Its name in the stack.
         name: String,
+        /// Its process id.
+        pid: u32,
+        /// Its log file.
+        log: PathBuf,
     },
     /// A process answers as it should.
     Ready {
@@ -38,7 +43,8 @@ impl Observer {
         Self(Arc::new(listener))
     }
 
-    pub(crate) fn tell(&self, event: &Event) {
+    /// Tells the listener.
+    pub fn tell(&self, event: &Event) {
         (self.0)(event);
     }
 }
@@ -48,7 +54,7 @@ impl Default for Observer {
     fn default() -> Self {
         Self::new(|event| match event {
             Event::Fetching { product, detail } => tracing::info!(product, detail, "fetching"),
-            Event::Starting { name } => tracing::info!(name, "starting"),
+            Event::Starting { name, pid, .. } => tracing::info!(name, pid, "starting"),
             Event::Ready { name, after } => tracing::info!(name, ?after, "ready"),
         })
     }

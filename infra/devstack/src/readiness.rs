@@ -14,13 +14,15 @@ use rdkafka::{Offset, TopicPartitionList};
 use scylla::client::PoolSize;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The question that a node must answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Probe {
     /// None: it is ready as soon as it runs.
     Running,
@@ -136,10 +138,10 @@ pub(crate) fn quiet_client(bootstrap_servers: &str) -> ClientConfig {
 
 /// A session with one connection.
 pub(crate) async fn cql_session(address: &str) -> Result<Session, scylla::errors::NewSessionError> {
-    SessionBuilder::new()
+    let builder = SessionBuilder::new()
         .known_node(address)
         .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
-        .connection_timeout(PATIENCE)
-        .build()
-        .await
+        .connection_timeout(PATIENCE);
+    // Boxed, because the driver's future is large and would make each that contains it so.
+    Box::pin(builder.build()).await
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
 use crate::process::Process;
-use crate::progress::{Event, Observer};
+use crate::progress::Observer;
 use crate::readiness::quiet_client;
 use crate::{cassandra, kafka};
 
@@ -174,14 +174,7 @@ impl Stack {
     }
 
     async fn ready(&self, observer: &Observer) -> Result<()> {
-        let since = Instant::now();
-        let nodes = self.nodes().map(|node| async move {
-            observer.tell(&Event::Starting { name: node.name().to_owned() });
-            node.ready().await?;
-            observer.tell(&Event::Ready { name: node.name().to_owned(), after: since.elapsed() });
-            Ok::<(), Error>(())
-        });
-        futures::future::try_join_all(nodes).await?;
+        futures::future::try_join_all(self.nodes().map(|node| node.ready_observed(observer))).await?;
         self.complete().await
     }
 

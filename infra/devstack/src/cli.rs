@@ -1,0 +1,119 @@
+//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo
+
+mod down;
+mod run;
+mod serve;
+mod status;
+mod up;
+
+mod deployment;
+mod home;
+mod state;
+mod view;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use home::Home;
+
+/// The pipeline on this machine: Kafka, Cassandra, ingest and processor as child processes.
+#[derive(Debug, Parser)]
+#[command(name = "devstack", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start everything in the background, wait until it is ready, and write the addresses to `target/devstack/env`.
+    ///
+    /// Starting what runs already is no error. Prints the addresses as `export` lines to standard output.
+    Up(UpArgs),
+    /// Stop everything in good order: ingest, processor, Kafka, Cassandra.
+    Down,
+    /// Show every process with its pid, addresses and whether it is ready.
+    ///
+    /// Exit code 0: all are ready. 1: one has died or is not ready. 3: nothing runs.
+    Status(StatusArgs),
+    /// Start everything afresh, relay every git-tracked file below PATH twice, show the evidence, and stay until Ctrl-C.
+    Run(RunArgs),
+    /// Own the processes that `up` asks for; runs in the background.
+    #[command(hide = true)]
+    Serve(UpArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+struct UpArgs {
+    /// Kafka brokers. With three, every topic has three replicas and two must acknowledge.
+    #[arg(long, default_value = "1", value_parser = brokers)]
+    brokers: usize,
+    /// Go on with the data of the last `up` (of the same number of brokers) instead of starting empty.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// A table for people.
+    Text,
+    /// One JSON document for programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Files and folders to relay; what git tracks of them.
+    paths: Vec<PathBuf>,
+    /// Leave after the demonstration with its exit code: not 0 if any number is off.
+    #[arg(long)]
+    exit: bool,
+    /// Kafka brokers, 1 or 3.
+    #[arg(long, default_value = "1", value_parser = brokers)]
+    brokers: usize,
+}
+
+fn brokers(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("one or three".into()),
+    }
+}
+
+pub(crate) async fn main() -> anyhow::Result<ExitCode> {
+    let home = Home::of_this_build()?;
+    match Cli::parse().verb {
+        Verb::Up(args) => up::up(&home, &args).await,
+        Verb::Down => down::down(&home).await,
+        Verb::Status(args) => status::status(&home, args.output).await,
+        Verb::Run(args) => Box::pin(run::run(&home, args)).await,
+        Verb::Serve(args) => serve::serve(&home, &args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn two_brokers_are_refused() {
+        assert!(Cli::try_parse_from(["devstack", "up", "--brokers", "2"]).is_err());
+        assert!(Cli::try_parse_from(["devstack", "up", "--brokers", "3"]).is_ok());
+    }
+}

@@ -1,0 +1,61 @@
+//! The background process that owns what `up` starts. It leaves on SIGTERM, and everything with it.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::UpArgs;
+use super::deployment::Deployment;
+use super::home::Home;
+use super::state::{Phase, Reporter, State};
+
+pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode> {
+    // A session of its own, because the terminal that said `up` may close. Fails only for one who has a session already.
+    let _ = nix::unistd::setsid();
+    // Someone was quicker: the `up` that started this one follows theirs.
+    let Some(_claim) = home.claim()? else { return Ok(ExitCode::SUCCESS) };
+    let mut terminated = signal(SignalKind::terminate())?;
+    home.forget();
+    if !args.keep {
+        home.wipe_nodes()?;
+    }
+
+    let reporter = Reporter::new();
+    let states = reporter.subscribe();
+    let writer = tokio::spawn(write(home.clone(), states.clone()));
+    let served = own(home, args.brokers, &reporter, &mut terminated).await;
+
+    writer.abort();
+    home.forget();
+    if let Err(error) = &served {
+        reporter.phase(Phase::Failed(format!("{error:#}")));
+        home.write_state(&states.borrow())?;
+    }
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Starts the deployment, watches over it until SIGTERM, and stops it.
+async fn own(home: &Home, brokers: usize, reporter: &Reporter, terminated: &mut Signal) -> anyhow::Result<()> {
+    let deployment = tokio::select! {
+        started = Deployment::start(home, brokers, reporter) => started?,
+        _ = terminated.recv() => return Ok(()),
+    };
+    tokio::select! {
+        () = deployment.watch() => {}
+        _ = terminated.recv() => {}
+    }
+    deployment.stop().await
+}
+
+async fn write(home: Home, mut states: watch::Receiver<State>) {
+    loop {
+        let state = states.borrow_and_update().clone();
+        if let Err(error) = home.write_state(&state) {
+            eprintln!("{error:#}");
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}

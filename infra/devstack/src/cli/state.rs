@@ -1,0 +1,212 @@
+//! What is known of a deployment: written by whoever owns it, read by everyone who shows it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use coderelay_devstack::{Error, Event, Observer, Probe, Process};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// A deployment at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// The process that owns it.
+    pub(crate) pid: u32,
+    pub(crate) phase: Phase,
+    /// What is going on besides the nodes' starts, for example a download.
+    pub(crate) activity: Option<String>,
+    /// In the order of their start.
+    pub(crate) nodes: Vec<NodeState>,
+    /// Where to reach it; complete when it is ready.
+    pub(crate) endpoints: Option<Endpoints>,
+    /// For example that a usual port was taken.
+    pub(crate) notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    Starting,
+    Ready,
+    /// It could not be started.
+    Failed(String),
+    Stopping,
+}
+
+/// One process of the deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeState {
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    pub(crate) log: PathBuf,
+    pub(crate) life: Life,
+    /// How it is asked whether it is ready; known once it was.
+    pub(crate) probe: Option<Probe>,
+    /// Where it listens.
+    pub(crate) addresses: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Life {
+    Starting,
+    /// It was ready so long after its start.
+    Ready(Duration),
+    /// It ended without being told to.
+    Died {
+        status: String,
+        tail: String,
+    },
+    /// It ended because it was told to.
+    Stopped,
+}
+
+/// Where other programs reach the deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Endpoints {
+    pub(crate) kafka: String,
+    pub(crate) cql: String,
+    pub(crate) ingest: String,
+    pub(crate) ingest_admin: String,
+    pub(crate) processor_admin: String,
+}
+
+impl Endpoints {
+    /// The same by the names under which programs find them in their environment.
+    pub(crate) fn variables(&self) -> BTreeMap<&'static str, &str> {
+        BTreeMap::from([
+            ("KAFKA_BOOTSTRAP", self.kafka.as_str()),
+            ("CQL_CONTACT", &self.cql),
+            ("INGEST_ENDPOINT", &self.ingest),
+            ("INGEST_ADMIN", &self.ingest_admin),
+            ("PROCESSOR_ADMIN", &self.processor_admin),
+        ])
+    }
+
+    /// One `NAME=value` a line, each after `prefix`.
+    pub(crate) fn lines(&self, prefix: &str) -> String {
+        let lines = self.variables().into_iter().map(|(name, value)| format!("{prefix}{name}={value}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Publishes a deployment's state while it changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Reporter(watch::Sender<State>);
+
+impl Reporter {
+    pub(crate) fn new() -> Self {
+        let (pid, phase) = (std::process::id(), Phase::Starting);
+        let state = State { pid, phase, activity: None, nodes: Vec::new(), endpoints: None, notes: Vec::new() };
+        Self(watch::Sender::new(state))
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
+        self.0.send_modify(change);
+    }
+
+    pub(crate) fn phase(&self, phase: Phase) {
+        self.change(|state| state.phase = phase);
+    }
+
+    /// An observer that keeps the state up to date with the events of a start.
+    pub(crate) fn observer(&self) -> Observer {
+        let reporter = self.clone();
+        Observer::new(move |event| reporter.change(|state| state.apply(event)))
+    }
+
+    /// Adds what only a started process can tell.
+    pub(crate) fn describe(&self, process: &Process, addresses: Vec<String>) {
+        self.node(process, |node| {
+            node.probe = Some(process.probe().clone());
+            node.addresses = addresses;
+        });
+    }
+
+    /// Writes down that the process ended without being told to.
+    pub(crate) fn died(&self, process: &Process) {
+        if let Some(Error::Died { status, tail, .. }) = process.exit_status().map(|status| process.died(status)) {
+            self.node(process, |node| node.life = Life::Died { status: status.to_string(), tail });
+        }
+    }
+
+    pub(crate) fn stopped(&self, process: &Process) {
+        self.node(process, |node| node.life = Life::Stopped);
+    }
+
+    fn node(&self, process: &Process, change: impl FnOnce(&mut NodeState)) {
+        self.change(|state| {
+            if let Some(node) = state.nodes.iter_mut().find(|node| node.name == process.name()) {
+                change(node);
+            }
+        });
+    }
+}
+
+impl State {
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Fetching { product, detail } => {
+                self.activity = Some(format!("fetching the jars of {product}, once: {detail}"));
+            }
+            Event::Starting { name, pid, log } => {
+                self.activity = None;
+                self.nodes.push(NodeState {
+                    name: name.clone(),
+                    pid: *pid,
+                    log: log.clone(),
+                    life: Life::Starting,
+                    probe: None,
+                    addresses: Vec::new(),
+                });
+            }
+            Event::Ready { name, after } => {
+                if let Some(node) = self.nodes.iter_mut().find(|node| node.name == *name) {
+                    node.life = Life::Ready(*after);
+                }
+            }
+        }
+    }
+
+    /// The processes that ended without being told to.
+    pub(crate) fn dead(&self) -> impl Iterator<Item = &NodeState> {
+        self.nodes.iter().filter(|node| matches!(node.life, Life::Died { .. }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_goes_from_starting_to_ready() {
+        let reporter = Reporter::new();
+        let observer = reporter.observer();
+        observer.tell(&Event::Fetching { product: "kafka", detail: "a.jar".into() });
+        assert!(reporter.subscribe().borrow().activity.is_some());
+        observer.tell(&Event::Starting { name: "kafka-1".into(), pid: 7, log: "kafka-1.log".into() });
+        observer.tell(&Event::Ready { name: "kafka-1".into(), after: Duration::from_secs(3) });
+        let state = reporter.subscribe().borrow().clone();
+        assert_eq!(state.activity, None);
+        assert_eq!(state.nodes[0].life, Life::Ready(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn the_environment_has_one_name_a_line() {
+        let endpoints = Endpoints {
+            kafka: "127.0.0.1:9092".into(),
+            cql: "127.0.0.1:9042".into(),
+            ingest: "http://127.0.0.1:50051".into(),
+            ingest_admin: "http://127.0.0.1:9464".into(),
+            processor_admin: "http://127.0.0.1:9465".into(),
+        };
+        let lines = endpoints.lines("");
+        assert_eq!(lines.lines().count(), 5);
+        assert!(lines.contains("\nKAFKA_BOOTSTRAP=127.0.0.1:9092\n"));
+    }
+}
