@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use cli::{Cli, ConfigCommand};
-pub use document::{document, show};
+pub use document::document;
 pub use mistake::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use source::{Assignment, Sources};
@@ -53,6 +53,11 @@ impl<T> Config for T where
 /// All mistakes at once: unreadable sources, unknown keys, wrong types, values out of range, rules across keys.
 pub fn load<T: Config>(sources: &Sources) -> Result<T, Mistakes> {
     read(sources).map(|(config, _)| config)
+}
+
+/// The configuration as TOML, every key in the order of its declaration, secrets redacted.
+pub fn show<T: Config>(config: &T) -> String {
+    document::show(config, |_| None)
 }
 
 fn read<T: Config>(sources: &Sources) -> Result<(T, Merged), Mistakes> {

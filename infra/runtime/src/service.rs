@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Cli, Config, ConfigCommand, EX_CONFIG};
 use crate::lifecycle::{self, LifecycleConfig};
 use crate::telemetry::{self, TelemetryConfig};
-use crate::tls;
 
 /// Who the service is.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +51,6 @@ impl Service {
     ///
     /// Exit codes: 0 after a clean run, 1 when the service failed or did not finish within its grace period, 2 for a wrong command line,
     /// [`EX_CONFIG`] (78) for a wrong configuration, 128 + number when a second signal forced it out.
-    #[expect(clippy::print_stderr, reason = "before telemetry there is no log to write to")]
     pub fn main<C, F>(self, run: impl FnOnce(C, CancellationToken) -> F) -> ExitCode
     where
         C: ServiceConfig,
@@ -71,37 +69,47 @@ impl Service {
             }
         };
         match self.serve(config, run) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
             Err(error) => {
-                eprintln!("{}: {error:#}", self.name);
+                eprintln!("{}: {error}", self.name);
                 ExitCode::FAILURE
             }
         }
     }
 
-    fn serve<C, F>(self, config: C, run: impl FnOnce(C, CancellationToken) -> F) -> anyhow::Result<()>
+    /// Whether the service ended well; what it failed of is in the log then. An error says why it could not even begin.
+    fn serve<C, F>(self, config: C, run: impl FnOnce(C, CancellationToken) -> F) -> Result<bool, StartError>
     where
         C: ServiceConfig,
         F: Future<Output = anyhow::Result<()>>,
     {
-        tls::install_provider();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(self.name).build()?;
         let grace = config.lifecycle().grace.get();
-        let outcome = runtime.block_on(async {
+        let ended_well = runtime.block_on(async {
             let telemetry = telemetry::init(config.telemetry(), self.name, self.version)?;
-            tracing::info!(version = self.version, "starting");
             let shutdown = lifecycle::shutdown_signal()?;
+            tracing::info!(version = self.version, "starting");
             let outcome = lifecycle::run_until(run(config, shutdown.clone()), &shutdown, grace).await;
             let outcome = outcome.unwrap_or_else(|expired| Err(expired.into()));
             match &outcome {
                 Ok(()) => tracing::info!("stopped"),
-                Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
+                Err(error) => tracing::error!("failed: {error:#}"),
             }
-            telemetry.shutdown();
-            outcome
+            telemetry.shutdown().await;
+            Ok(outcome.is_ok())
         });
         // Tasks that outlived the grace period must not hold the exit back.
         runtime.shutdown_background();
-        outcome
+        ended_well
     }
+}
+
+/// Why a service could not begin.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
 }

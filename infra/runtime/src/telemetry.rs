@@ -11,6 +11,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -94,9 +95,8 @@ pub fn init(
     metrics::install(Some(resource.clone()));
     let traces = traces::provider(config, resource)?;
     tracing_subscriber::registry()
-        .with(logs::filter(&config.log_filter)?)
         .with(traces::layer(&traces))
-        .with(logs::layer(config.log_format, std::io::stderr))
+        .with(logs::layer(config.log_format, std::io::stderr).with_filter(logs::filter(&config.log_filter)?))
         .try_init()?;
     traces::install(&traces);
     Ok(Telemetry { traces })
@@ -104,9 +104,12 @@ pub fn init(
 
 impl Telemetry {
     /// Sends the spans that still wait, for at most the exporter's own timeout.
-    pub fn shutdown(self) {
-        if let Err(error) = self.traces.shutdown() {
-            tracing::warn!(%error, "spans were left behind");
+    pub async fn shutdown(self) {
+        // It blocks, and the exporter needs the runtime's threads meanwhile.
+        match tokio::task::spawn_blocking(move || self.traces.shutdown()).await {
+            Ok(Err(error)) => tracing::warn!(%error, "spans were left behind"),
+            Err(error) => tracing::warn!(%error, "spans were left behind"),
+            Ok(Ok(())) => {}
         }
     }
 }

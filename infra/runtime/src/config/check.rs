@@ -2,7 +2,7 @@
 
 use jsonschema::ValidationError;
 use jsonschema::error::ValidationErrorKind;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::Config;
 use super::merge::{Merged, dotted};
@@ -59,22 +59,16 @@ impl<'a> Check<'a> {
         let path: Vec<String> = error.instance_path().segments().map(|segment| segment.to_string()).collect();
         match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
-                unexpected.iter().for_each(|key| self.unknown_key(&path, key));
+                for key in unexpected {
+                    self.unknown_key(&path, key);
+                }
             }
+            // An optional table offers "table or nothing": what is wrong inside the table is what matters.
             ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }
                 if error.instance().is_object() =>
             {
-                // An optional table offers "table or nothing": what is wrong inside the table is what matters.
-                let inside = context.iter().find(|errors| {
-                    errors.iter().all(|inner| {
-                        inner.instance_path().as_str() != error.instance_path().as_str()
-                            || matches!(
-                                inner.kind(),
-                                ValidationErrorKind::AdditionalProperties { .. } | ValidationErrorKind::Required { .. }
-                            )
-                    })
-                });
-                match inside {
+                let table = context.iter().find(|errors| !errors.iter().any(|inner| is_type_error_at(inner, error)));
+                match table {
                     Some(errors) => errors.iter().for_each(|inner| self.explain(inner)),
                     None => self.wrong_value(&path),
                 }
@@ -94,17 +88,16 @@ impl<'a> Check<'a> {
             let similar = |name: &&String| strsim::jaro_winkler(name, key);
             known.keys().max_by(|a, b| similar(a).total_cmp(&similar(b))).filter(|name| similar(name) >= CLOSE_MATCH)
         });
-        let path = [table, &[key.to_owned()]].concat();
+        let path = [table, &[key.to_owned()][..]].concat();
         let secret = names_a_secret(key) || nearest.and_then(|name| known?.child(name)).is_some_and(Node::holds_secret);
         let value = self.merged.value(&path).map(|value| render(value, secret));
-        let allowed = match nearest {
-            Some(name) => format!("unknown key, did you mean {}?", dotted(&[table, &[name.clone()]].concat())),
-            None => {
-                let names =
-                    known.and_then(Node::properties).map(|known| known.keys().cloned().collect::<Vec<_>>().join(", "));
-                format!("unknown key, known here: {}", names.unwrap_or_default())
-            }
-        };
+        let allowed = nearest.map_or_else(
+            || {
+                let known: Vec<_> = known.and_then(Node::properties).into_iter().flat_map(Map::keys).cloned().collect();
+                format!("unknown key; known here: {}", known.join(", "))
+            },
+            |name| format!("unknown key; did you mean {}?", dotted(&[table, std::slice::from_ref(name)].concat())),
+        );
         self.push(&path, value, allowed);
     }
 
@@ -136,19 +129,35 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// A rule that looks at a whole table may put the key at fault, and a colon, before its message, one line for each fault.
     fn against_rules<T: Config>(&mut self, config: &T) {
         let Err(report) = garde::i18n::with_i18n(Words, || config.validate()) else { return };
-        let failed_before = !self.mistakes.0.is_empty();
+        let known = self.mistakes.clone();
         for (path, error) in report.iter() {
-            let path = self.schema.split(&path.to_string().replace('[', ".").replace(']', ""), ".");
-            let origin = self.merged.origin(&path);
-            // A value that was itself replaced by its default may break a rule only because of that.
-            if failed_before && (origin.is_none() || self.mistakes.concern(&dotted(&path))) {
-                continue;
+            let table = path.to_string().replace('[', ".").replace(']', "");
+            for line in error.message().lines() {
+                let (path, message) = self.point_at(&table, line);
+                // Where a value was replaced by its default, or may have been, the rule says nothing about what the operator wrote.
+                let doubtful = !known.0.is_empty() && self.merged.origin(&path).is_none();
+                if doubtful || known.concern(&dotted(&path)) {
+                    continue;
+                }
+                let value = self.merged.value(&path).filter(|value| !value.is_object());
+                self.push(&path, value.map(|value| render(value, self.is_secret(&path))), message.to_owned());
             }
-            let value = self.merged.value(&path).map(|value| render(value, self.is_secret(&path)));
-            self.push(&path, value.filter(|_| !path.is_empty()), error.message().to_owned());
         }
+    }
+
+    fn point_at<'m>(&self, table: &str, message: &'m str) -> (Vec<String>, &'m str) {
+        let inner = message.split_once(": ").and_then(|(key, rest)| {
+            let dotted = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
+            let path = self.schema.split(&dotted, ".");
+            self.schema.at(&path).map(|_| (path, rest))
+        });
+        inner.unwrap_or_else(|| match table {
+            "" => (Vec::new(), message),
+            table => (self.schema.split(table, "."), message),
+        })
     }
 
     fn is_secret(&self, path: &[String]) -> bool {
@@ -164,6 +173,10 @@ impl<'a> Check<'a> {
         }
         self.merged.restore_default(path);
     }
+}
+
+fn is_type_error_at(inner: &ValidationError<'_>, outer: &ValidationError<'_>) -> bool {
+    matches!(inner.kind(), ValidationErrorKind::Type { .. }) && inner.instance_path() == outer.instance_path()
 }
 
 /// A value for a mistake: short, on one line, and never a secret.

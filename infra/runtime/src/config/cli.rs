@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::document::{document, show};
 use super::source::{Assignment, CONFIG_VARIABLE, Sources};
-use super::{Config, EX_CONFIG, document, load, read, show};
+use super::{Config, EX_CONFIG, load, read};
 
 /// `--config` and `--set`, to be flattened into a service's command line.
 #[derive(Debug, Clone, Default, Args)]
@@ -34,7 +35,7 @@ impl Cli {
 pub enum ConfigCommand {
     /// Check the configuration and name every mistake; exit 78 if there is one
     Check,
-    /// Print the configuration in effect as TOML, secrets redacted
+    /// Print the configuration in effect as TOML, secrets redacted, with the source of each value that is no default
     Show,
     /// Print every key with its meaning, unit and default, as a TOML file to start from
     Docs,
@@ -42,12 +43,11 @@ pub enum ConfigCommand {
 
 impl ConfigCommand {
     /// Does what the command says; exit code 0 or [`EX_CONFIG`].
-    #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's output")]
     pub fn run<T: Config>(self, cli: &Cli) -> ExitCode {
         let sources = cli.sources();
         let output = match self {
             Self::Check => load::<T>(&sources).map(|_| "configuration ok\n".to_owned()),
-            Self::Show => read::<T>(&sources).map(|(config, _)| show(&config)),
+            Self::Show => read::<T>(&sources).map(|(config, merged)| show(&config, |path| merged.origin(path))),
             Self::Docs => Ok(document::<T>()),
         };
         match output {

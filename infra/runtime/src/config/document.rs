@@ -1,5 +1,7 @@
 //! A configuration as TOML: the one in effect, and the reference of every key.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value as Json};
 
 use super::Config;
@@ -7,86 +9,97 @@ use super::merge::prune;
 use super::schema::{Node, Schema};
 use super::source::ENVIRONMENT_PREFIX;
 
-/// The configuration as TOML, every key in the order of its declaration, secrets redacted.
-pub fn show<T: Config>(config: &T) -> String {
-    Writer { schema: &Schema::of::<T>(), comments: false, out: String::new() }.write(config)
-}
-
-/// A TOML file with every key at its default, and with its meaning, what is allowed and its environment variable as comments.
-/// It is itself a valid configuration file.
+/// A TOML file with every key at its default, and with its meaning, what is allowed and its environment variable as comments. It is
+/// itself a valid configuration file.
 pub fn document<T: Config>() -> String {
-    Writer { schema: &Schema::of::<T>(), comments: true, out: String::new() }.write(&T::default())
+    let schema = Schema::of::<T>();
+    let mut out = String::new();
+    comment(&mut out, schema.root().description());
+    comment(&mut out, Some("Each value below is the default; keys without one are commented out."));
+    let describe = |out: &mut String, node: Node<'_>, path: &[String]| {
+        out.push('\n');
+        comment(out, node.description());
+        if node.properties().is_none() {
+            let variable = format!("{ENVIRONMENT_PREFIX}{}", path.join("__").to_ascii_uppercase());
+            comment(out, Some(&format!("Allowed: {}. Environment: {variable}", node.allowed())));
+        }
+    };
+    Writer { out, unset: true, describe, origin: |_: &[String]| None }.write(&schema, &T::default())
 }
 
-struct Writer<'a> {
-    schema: &'a Schema,
-    comments: bool,
+/// The configuration as TOML, with the source of a value, where there is one, after it.
+pub(super) fn show<'a, T: Config>(config: &T, origin: impl Fn(&[String]) -> Option<&'a str>) -> String {
+    let describe = |out: &mut String, node: Node<'_>, _: &[String]| {
+        if node.properties().is_some() && !out.is_empty() {
+            out.push('\n');
+        }
+    };
+    Writer { out: String::new(), unset: false, describe, origin }.write(&Schema::of::<T>(), config)
+}
+
+/// Writes keys in the order of their declaration.
+struct Writer<D, O> {
     out: String,
+    /// Whether keys without a value are written too, as comments.
+    unset: bool,
+    /// Writes what precedes a key or table.
+    describe: D,
+    /// The source of a value, written after it.
+    origin: O,
 }
 
-impl Writer<'_> {
-    fn write<T: Config>(mut self, config: &T) -> String {
+impl<'a, D, O> Writer<D, O>
+where
+    D: Fn(&mut String, Node<'_>, &[String]),
+    O: Fn(&[String]) -> Option<&'a str>,
+{
+    fn write<T: Config>(mut self, schema: &Schema, config: &T) -> String {
         let mut json = serde_json::to_value(config).unwrap_or_default();
         prune(&mut json);
-        if self.comments {
-            self.comment(self.schema.root().description());
-        }
-        self.table(self.schema.root(), json.as_object(), &mut Vec::new());
+        self.table(schema.root(), json.as_object(), &mut Vec::new());
         self.out
     }
 
     /// Plain keys first: in TOML whatever follows a `[header]` belongs to it.
     fn table(&mut self, node: Node<'_>, values: Option<&Map<String, Json>>, path: &mut Vec<String>) {
         let Some(keys) = node.properties() else { return };
-        let value_of = |key: &str| values.and_then(|values| values.get(key));
-        let children = || keys.keys().filter_map(|key| Some((key, node.child(key)?)));
-        for (key, child) in children().filter(|(_, child)| child.properties().is_none()) {
+        let (tables, plain): (Vec<_>, Vec<_>) = keys
+            .keys()
+            .filter_map(|key| Some((key, node.child(key)?, values.and_then(|values| values.get(key)))))
+            .filter(|(_, _, value)| self.unset || value.is_some())
+            .partition(|(_, child, _)| child.properties().is_some());
+        for (key, child, value) in plain.into_iter().chain(tables) {
             path.push(key.clone());
-            self.key(child, value_of(key), path);
-            path.pop();
-        }
-        for (key, child) in children().filter(|(_, child)| child.properties().is_some()) {
-            let value = value_of(key);
-            if value.is_none() && !self.comments {
-                continue;
+            (self.describe)(&mut self.out, child, path);
+            match child.properties() {
+                Some(_) => {
+                    self.line(value.is_some(), &format!("[{}]", path.join(".")));
+                    self.table(child, value.and_then(Json::as_object), path);
+                }
+                None => self.key(key, value, path),
             }
-            path.push(key.clone());
-            if !self.out.is_empty() {
-                self.out.push('\n');
-            }
-            if self.comments {
-                self.comment(child.description());
-            }
-            let unset = if value.is_none() { "# " } else { "" };
-            self.out.push_str(&format!("{unset}[{}]\n", path.join(".")));
-            self.table(child, value.and_then(Json::as_object), path);
             path.pop();
         }
     }
 
-    fn key(&mut self, node: Node<'_>, value: Option<&Json>, path: &[String]) {
-        let key = path.last().map_or("", String::as_str);
-        if self.comments {
-            self.comment(node.description());
-            let variable = format!("{ENVIRONMENT_PREFIX}{}", path.join("__").to_ascii_uppercase());
-            self.comment(Some(&format!("Allowed: {}. Environment: {variable}", node.allowed())));
-        }
-        match value.and_then(to_toml) {
-            Some(value) => self.out.push_str(&format!("{key} = {value}\n")),
-            None if self.comments => self.out.push_str(&format!("# {key} =\n")),
-            None => {}
+    fn key(&mut self, key: &str, value: Option<&Json>, path: &[String]) {
+        let value = value.and_then(|value| toml::Value::try_from(value).ok());
+        let origin = (self.origin)(path).map(|origin| format!("  # {origin}")).unwrap_or_default();
+        match value {
+            Some(value) => self.line(true, &format!("{key} = {value}{origin}")),
+            None => self.line(false, &format!("{key} =")),
         }
     }
 
-    fn comment(&mut self, text: Option<&str>) {
-        for line in text.into_iter().flat_map(str::lines) {
-            self.out.push_str(format!("# {line}").trim_end());
-            self.out.push('\n');
-        }
+    fn line(&mut self, set: bool, text: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "{}{text}", if set { "" } else { "# " });
     }
 }
 
-/// One value on one line.
-fn to_toml(json: &Json) -> Option<String> {
-    toml::Value::try_from(json).ok().map(|value| value.to_string())
+fn comment(out: &mut String, text: Option<&str>) {
+    for line in text.into_iter().flat_map(str::lines) {
+        out.push_str(format!("# {line}").trim_end());
+        out.push('\n');
+    }
 }

@@ -17,8 +17,10 @@ pub(super) struct Merged {
 
 impl Merged {
     pub(super) fn new(defaults: Json, layers: Vec<Layer>) -> Result<Self, config::ConfigError> {
-        let merged =
-            layers.into_iter().fold(config::Config::builder(), |builder, layer| builder.add_source(layer)).build()?;
+        let merged = layers
+            .into_iter()
+            .fold(config::Config::builder(), config::ConfigBuilder::<config::builder::DefaultState>::add_source)
+            .build()?;
         let mut origins = BTreeMap::new();
         let given = to_json(&merged.cache, &mut Vec::new(), &mut origins);
         let mut json = defaults.clone();
@@ -67,7 +69,7 @@ pub(super) fn dotted(path: &[String]) -> String {
 }
 
 fn pointer(path: &[String]) -> String {
-    path.iter().map(|key| format!("/{}", key.replace('~', "~0").replace('/', "~1"))).collect()
+    path.iter().flat_map(|key| ["/".to_owned(), key.replace('~', "~0").replace('/', "~1")]).collect()
 }
 
 fn to_json(value: &Value, path: &mut Vec<String>, origins: &mut BTreeMap<Vec<String>, String>) -> Json {

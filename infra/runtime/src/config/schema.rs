@@ -155,30 +155,35 @@ impl<'a> Node<'a> {
         }
         match self.types().iter().find(|name| **name != "null").copied() {
             Some("boolean") => "true or false".to_owned(),
-            Some("integer") => format!("a whole number{}", self.range("minimum", "maximum")),
-            Some("number") => format!("a number{}", self.range("minimum", "maximum")),
+            Some("integer") => format!("a whole number{}", self.range("", "minimum", "maximum")),
+            Some("number") => format!("a number{}", self.range("", "minimum", "maximum")),
             Some("array") => {
-                let items = self.items().map_or_else(|| "values".to_owned(), |node| node.allowed());
-                format!("a list, each {items}{}", self.range("minItems", "maxItems"))
+                let items = self.items().map_or_else(|| "any value".to_owned(), Node::allowed);
+                format!("a list{}, each {items}", self.range(" of length", "minItems", "maxItems"))
             }
             Some("object") if self.is_map() => {
-                let values = self.child("").map_or_else(|| "any value".to_owned(), |node| node.allowed());
+                let values = self.child("").map_or_else(|| "any value".to_owned(), Node::allowed);
                 format!("a table of names, each with {values}")
             }
             Some("object") => "a table".to_owned(),
-            Some("string") => format!("text{}", self.range("minLength", "maxLength")),
+            Some("string") => format!("text{}{}", self.range(" of length", "minLength", "maxLength"), self.pattern()),
             _ => "any value".to_owned(),
         }
     }
 
-    fn range(self, low: &'static str, high: &'static str) -> String {
+    fn range(self, noun: &str, low: &'static str, high: &'static str) -> String {
         let bound = |keyword: &'static str| self.find(|schema| schema.get(keyword).filter(|bound| bound.is_number()));
         match (bound(low), bound(high)) {
-            (Some(low), Some(high)) => format!(", {low} to {high}"),
-            (Some(low), None) => format!(", at least {low}"),
-            (None, Some(high)) => format!(", at most {high}"),
+            (Some(low), Some(high)) => format!("{noun} from {low} to {high}"),
+            (Some(low), None) => format!("{noun} of at least {low}").replace("of length of", "of length"),
+            (None, Some(high)) => format!("{noun} of at most {high}").replace("of length of", "of length"),
             (None, None) => String::new(),
         }
+    }
+
+    fn pattern(self) -> String {
+        let pattern = self.find(|schema| schema.get("pattern")?.as_str());
+        pattern.map_or_else(String::new, |pattern| format!(" that matches {pattern}"))
     }
 
     /// Text from the environment or a flag as the type the schema asks for. What does not fit stays text, and the check then says so.
@@ -289,7 +294,7 @@ mod tests {
         let schema = Schema::of::<Sample>();
         let allowed = |key: &str| schema.at(&[key.to_owned()]).unwrap().allowed();
         assert_eq!(allowed("flag"), "true or false");
-        assert_eq!(allowed("count"), "a whole number, 0 to 65535");
+        assert_eq!(allowed("count"), "a whole number from 0 to 65535");
         assert_eq!(allowed("mode"), r#"one of "fast", "slow""#);
         assert_eq!(allowed("names"), "a list, each text");
         assert_eq!(allowed("wait"), r#"a duration such as "250ms", "15s" or "1h 30m""#);

@@ -214,64 +214,62 @@ pub fn client_config(config: &KafkaConfig) -> ClientConfig {
     client
 }
 
-/// For `#[garde(custom(kafka::reserved(&["acks", "enable.idempotence"])))]` beside `dive` on a service's Kafka section: refuses the
-/// properties that the service needs as they are.
+/// For `#[garde(dive, custom(kafka::reserved(&["acks", "enable.idempotence"])))]` on a service's Kafka section: refuses the properties
+/// that the service needs as they are.
 pub fn reserved(properties: &'static [&'static str]) -> impl FnOnce(&KafkaConfig, &()) -> garde::Result {
     move |config, ()| {
-        let set: Vec<_> = properties.iter().filter(|name| config.properties.contains_key(**name)).copied().collect();
-        match set.is_empty() {
-            true => Ok(()),
-            false => Err(garde::Error::new(format!(
-                "properties must not set {}: the service's guarantees rest on it",
-                set.join(", ")
-            ))),
-        }
+        let refused = properties.iter().filter(|name| config.properties.contains_key(**name));
+        all_fine(refused.map(|name| format!("properties.{name}: must not be set, the service's guarantees rest on it")))
     }
+}
+
+/// One error of all messages, one a line, each beginning with the key it is about.
+fn all_fine(messages: impl Iterator<Item = String>) -> garde::Result {
+    let messages: Vec<_> = messages.collect();
+    if messages.is_empty() { Ok(()) } else { Err(garde::Error::new(messages.join("\n"))) }
 }
 
 /// Every property must be one that librdkafka knows, with a value it takes: it is asked about each by itself.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
 fn are_properties(properties: &BTreeMap<String, String>, (): &()) -> garde::Result {
-    let mistakes: Vec<String> = properties.iter().filter_map(|(name, value)| property_mistake(name, value)).collect();
-    if mistakes.is_empty() { Ok(()) } else { Err(garde::Error::new(mistakes.join("; "))) }
+    all_fine(properties.iter().filter_map(|(name, value)| Some(format!("{name}: {}", property_mistake(name, value)?))))
 }
 
 fn property_mistake(name: &str, value: &str) -> Option<String> {
     if let Some((_, key)) = OWN_PROPERTIES.iter().find(|(property, _)| *property == name) {
-        return Some(format!("{name} is set by {key}"));
+        return Some(format!("has a key of its own, {key}"));
     }
     match ClientConfig::new().set(name, value).create_native_config() {
-        Err(KafkaError::ClientConfig(_, reason, ..)) if names_a_secret(name) => {
-            drop(reason);
-            Some(format!("{name} is not accepted by librdkafka"))
-        }
-        Err(KafkaError::ClientConfig(_, reason, ..)) => Some(reason),
+        Err(KafkaError::ClientConfig(..)) if names_a_secret(name) => Some("librdkafka does not accept it".to_owned()),
+        Err(KafkaError::ClientConfig(_, reason, ..)) => Some(format!("librdkafka: {reason}")),
         _ => None,
     }
 }
 
 fn sasl_fits(protocol: Protocol) -> impl FnOnce(&SaslConfig, &()) -> garde::Result {
-    move |sasl, ()| match (protocol.uses_sasl(), sasl.username.is_some() && sasl.password.is_some()) {
-        (true, false) => Err(garde::Error::new(format!("protocol {} needs username and password", protocol.as_str()))),
-        (false, _) if sasl.username.is_some() || sasl.password.is_some() => {
-            Err(garde::Error::new(format!("credentials are not used with protocol {}", protocol.as_str())))
-        }
-        _ => Ok(()),
+    move |sasl, ()| {
+        let fields = [("username", sasl.username.is_some()), ("password", sasl.password.is_some())];
+        let name = protocol.as_str();
+        all_fine(fields.into_iter().filter_map(|(field, given)| match (given, protocol.uses_sasl()) {
+            (true, false) => Some(format!("{field}: not used with protocol {name}; choose sasl_ssl or sasl_plaintext")),
+            (false, true) => Some(format!("{field}: required with protocol {name}")),
+            _ => None,
+        }))
     }
 }
 
 fn tls_fits(protocol: Protocol) -> impl FnOnce(&TlsConfig, &()) -> garde::Result {
     move |tls, ()| {
-        let given = tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some();
-        if given && !protocol.uses_tls() {
-            return Err(garde::Error::new(format!("certificates are not used with protocol {}", protocol.as_str())));
-        }
-        match (&tls.cert, &tls.key) {
-            (Some(_), None) | (None, Some(_)) => {
-                Err(garde::Error::new("cert and key belong together: set both or neither"))
-            }
-            _ => Ok(()),
-        }
+        let files = [("ca", tls.ca.is_some()), ("cert", tls.cert.is_some()), ("key", tls.key.is_some())];
+        let name = protocol.as_str();
+        let unused = files.into_iter().filter(|(_, given)| *given && !protocol.uses_tls());
+        let unused = unused.map(|(field, _)| format!("{field}: not used with protocol {name}; choose ssl or sasl_ssl"));
+        let alone = match (&tls.cert, &tls.key) {
+            (Some(_), None) => Some("key: required with cert".to_owned()),
+            (None, Some(_)) => Some("cert: required with key".to_owned()),
+            _ => None,
+        };
+        all_fine(unused.chain(alone))
     }
 }
 

@@ -5,9 +5,11 @@ use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Tracer};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::Subscriber;
-use tracing_opentelemetry::OpenTelemetryLayer;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::{TelemetryConfig, TelemetryError};
@@ -40,10 +42,14 @@ pub(super) fn provider(config: &TelemetryConfig, resource: Resource) -> Result<S
     Ok(builder.with_sampler(sampler).with_batch_exporter(exporter.build()?).build())
 }
 
-pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(
-    provider: &SdkTracerProvider,
-) -> OpenTelemetryLayer<S, Tracer> {
-    tracing_opentelemetry::layer().with_tracer(provider.tracer(TRACER))
+/// Spans of the transport that carries the spans: exporting them would make new ones.
+const TRANSPORT: [&str; 6] = ["h2", "hyper", "hyper_util", "opentelemetry", "tonic", "tower"];
+
+/// Spans of level info and above, whatever the log filter says: a quiet log must not cut traces.
+pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S> {
+    let transport = TRANSPORT.map(|target| (target, LevelFilter::OFF));
+    let spans = Targets::new().with_default(LevelFilter::INFO).with_targets(transport);
+    tracing_opentelemetry::layer().with_tracer(provider.tracer(TRACER)).with_filter(spans)
 }
 
 pub(super) fn install(provider: &SdkTracerProvider) {
