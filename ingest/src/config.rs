@@ -1,0 +1,244 @@
+//! The configuration of `ingest`: one table a concern, every key with its unit and default.
+//!
+//! Memory has one bound, the sum of: twice `admission.bytes` (a request while it is copied into the Kafka client),
+//! `admission.packets` × 1 KiB, `grpc.max_message_size` for refused requests, and what HTTP/2 holds of streams that nobody
+//! reads while the budget is spent (`grpc.stream_window` for each such stream, `grpc.connection_window` at most for each
+//! connection).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use coderelay_runtime::admin::AdminConfig;
+use coderelay_runtime::config::{HumanDuration, HumanSize};
+use coderelay_runtime::kafka::{KafkaConfig, reserved};
+use coderelay_runtime::lifecycle::LifecycleConfig;
+use coderelay_runtime::service::ServiceConfig;
+use coderelay_runtime::telemetry::TelemetryConfig;
+use coderelay_schemas::topics::TopicNames;
+use coderelay_schemas::validate::PacketLimits;
+use garde::Validate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::producer::RESERVED;
+
+/// Everything `ingest` can be told.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+pub struct IngestConfig {
+    /// Name of this region, written to every record's `region` header.
+    #[garde(length(min = 1, max = 64), pattern("^[A-Za-z0-9._-]+$"))]
+    pub region: String,
+    /// The gRPC port and its limits.
+    #[garde(dive)]
+    pub grpc: GrpcConfig,
+    /// What one packet may be.
+    #[garde(dive)]
+    pub limits: PacketLimits,
+    /// How much may be on its way to Kafka.
+    #[garde(dive)]
+    pub admission: AdmissionConfig,
+    /// How records are produced.
+    #[garde(dive)]
+    pub producer: ProducerConfig,
+    /// The Kafka cluster.
+    #[garde(dive, custom(reserved(RESERVED)))]
+    pub kafka: KafkaConfig,
+    /// Topic names; `ingest` writes to `packets` only.
+    #[garde(skip)]
+    pub topics: TopicNames,
+    /// How the process ends.
+    #[garde(dive)]
+    pub lifecycle: LifecycleConfig,
+    /// Metrics and probes.
+    #[garde(dive)]
+    pub admin: AdminConfig,
+    /// Logs and traces.
+    #[garde(dive)]
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for IngestConfig {
+    fn default() -> Self {
+        Self {
+            region: "local".to_owned(),
+            grpc: GrpcConfig::default(),
+            limits: PacketLimits::default(),
+            admission: AdmissionConfig::default(),
+            producer: ProducerConfig::default(),
+            kafka: KafkaConfig::default(),
+            topics: TopicNames::default(),
+            lifecycle: LifecycleConfig::default(),
+            admin: AdminConfig { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) },
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl ServiceConfig for IngestConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn lifecycle(&self) -> &LifecycleConfig {
+        &self.lifecycle
+    }
+}
+
+/// The gRPC port and its limits.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+pub struct GrpcConfig {
+    /// Address and port to listen on.
+    #[garde(skip)]
+    pub listen: SocketAddr,
+    /// TLS; without this table the port speaks plain HTTP/2.
+    #[garde(dive)]
+    pub tls: Option<TlsConfig>,
+    /// Largest request message, before and after gRPC compression. A larger one ends the call with `OUT_OF_RANGE`.
+    #[garde(range(min = HumanSize::from_kib(64), max = HumanSize::from_mib(256)))]
+    pub max_message_size: HumanSize,
+    /// Most packets in one request. More end the call with `INVALID_ARGUMENT`.
+    #[garde(range(min = 1, max = 100_000))]
+    pub max_packets: u32,
+    /// Most client connections; further ones wait in the listener's backlog.
+    #[garde(range(min = 1, max = 100_000))]
+    pub max_connections: u32,
+    /// Most concurrent calls on one connection; clients queue further ones.
+    #[garde(range(min = 1, max = 10_000))]
+    pub max_streams_per_connection: u32,
+    /// Most concurrent calls in all; further ones are answered `RESOURCE_EXHAUSTED`.
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub max_streams: u32,
+    /// Most requests of one stream whose answers the client has not taken. At the limit the stream is not read.
+    #[garde(range(min = 1, max = 10_000))]
+    pub max_unanswered: u32,
+    /// HTTP/2 flow-control window of a stream. Bounds a stream's rate to one window per round trip.
+    #[garde(range(min = HumanSize::from_kib(64), max = HumanSize::from_mib(64)))]
+    pub stream_window: HumanSize,
+    /// HTTP/2 flow-control window of a connection. Several times `stream_window`, or one slow stream starves the others.
+    #[garde(range(min = HumanSize::from_kib(64), max = HumanSize::from_mib(256)))]
+    pub connection_window: HumanSize,
+    /// A stream on which nothing moves for this long ends with `DEADLINE_EXCEEDED`.
+    #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(86_400)))]
+    pub stream_idle_timeout: HumanDuration,
+    /// A message that takes longer than this from its first byte to its last ends its call with `DEADLINE_EXCEEDED`.
+    #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(3_600)))]
+    pub message_timeout: HumanDuration,
+    /// How often a connection is pinged. One that does not answer within `keepalive_timeout` is closed.
+    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(3_600)))]
+    pub keepalive_interval: HumanDuration,
+    /// How long a ping may stay unanswered.
+    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(3_600)))]
+    pub keepalive_timeout: HumanDuration,
+    /// Age at which connections are asked to leave (GOAWAY) and streams end with `UNAVAILABLE`, so that clients spread
+    /// over new instances behind a layer-4 balancer. Unset: never.
+    #[garde(inner(range(min = HumanDuration::from_secs(1))))]
+    pub max_connection_age: Option<HumanDuration>,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            tls: None,
+            max_message_size: HumanSize::from_mib(16),
+            max_packets: 10_000,
+            max_connections: 1_024,
+            max_streams_per_connection: 100,
+            max_streams: 4_096,
+            max_unanswered: 64,
+            stream_window: HumanSize::from_kib(256),
+            connection_window: HumanSize::from_mib(1),
+            stream_idle_timeout: HumanDuration::from_secs(600),
+            message_timeout: HumanDuration::from_secs(30),
+            keepalive_interval: HumanDuration::from_secs(30),
+            keepalive_timeout: HumanDuration::from_secs(20),
+            max_connection_age: None,
+        }
+    }
+}
+
+/// Certificate and key of the gRPC port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM file with the certificate chain.
+    #[garde(skip)]
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    #[garde(skip)]
+    pub key: PathBuf,
+    /// PEM file with the authority that must have signed clients' certificates. Unset: clients need none.
+    #[serde(default)]
+    #[garde(skip)]
+    pub client_ca: Option<PathBuf>,
+}
+
+/// How much may be on its way to Kafka at one time.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdmissionConfig {
+    /// Bytes of requests between the socket and Kafka's acknowledgement.
+    #[garde(range(min = HumanSize::from_mib(1), max = HumanSize::from_mib(2_048)))]
+    pub bytes: HumanSize,
+    /// Packets between the socket and Kafka's acknowledgement.
+    #[garde(range(min = 100, max = 10_000_000))]
+    pub packets: u32,
+    /// How long a request waits for room, unread, before its packets are answered `RESOURCE_EXHAUSTED`.
+    #[garde(range(max = HumanDuration::from_secs(60)))]
+    pub max_wait: HumanDuration,
+    /// The delay that `RetryInfo` asks clients for.
+    #[garde(range(min = HumanDuration::from_millis(1), max = HumanDuration::from_secs(600)))]
+    pub retry_after: HumanDuration,
+    /// Share of the budget, 0 to 1, above which, if it lasts for 5 s, the service calls itself not ready.
+    #[garde(range(min = 0.1, max = 1.0))]
+    pub high_mark: f64,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self {
+            bytes: HumanSize::from_mib(64),
+            packets: 32_768,
+            max_wait: HumanDuration::from_secs(2),
+            retry_after: HumanDuration::from_secs(1),
+            high_mark: 0.95,
+        }
+    }
+}
+
+/// How records are produced. Idempotence, `acks=all` and the partitioner are fixed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProducerConfig {
+    /// How long a record waits for others to share a request to the broker (`linger.ms`).
+    #[garde(range(max = HumanDuration::from_secs(1)))]
+    pub linger: HumanDuration,
+    /// Compression of record batches. Content is gzip already: only repository names and metadata shrink.
+    #[garde(skip)]
+    pub compression: Compression,
+    /// How long a record is tried before its packet is answered `UNAVAILABLE` (`message.timeout.ms`).
+    #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(3_600)))]
+    pub message_timeout: HumanDuration,
+}
+
+impl Default for ProducerConfig {
+    fn default() -> Self {
+        Self {
+            linger: HumanDuration::from_millis(3),
+            compression: Compression::None,
+            message_timeout: HumanDuration::from_secs(30),
+        }
+    }
+}
+
+/// Compression of record batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As they are.
+    None,
+    /// Zstandard.
+    Zstd,
+}

@@ -1,0 +1,176 @@
+//! The process: port, calls, Kafka client and probes put together, and taken apart again in the right order.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use coderelay_runtime::CancellationToken;
+use coderelay_runtime::admin::{self, Readiness};
+use coderelay_runtime::config::HumanDuration;
+use coderelay_schemas::FILE_DESCRIPTOR_SET;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_reflection::server::Builder as Reflection;
+
+use crate::admission::{Admission, Limits};
+use crate::config::{GrpcConfig, IngestConfig, TlsConfig};
+use crate::frames::FrameLimits;
+use crate::intake::Intake;
+use crate::metrics::Metrics;
+use crate::producer::Producer;
+use crate::service::{CallLimits, IngestService};
+use crate::validate::Validator;
+use crate::{listener, monitor};
+
+/// Reset streams that a connection may have waiting to be accepted, against rapid resets (CVE-2023-44487).
+const PENDING_RESETS: usize = 32;
+
+/// Part of the grace period that is kept for answering what Kafka did not acknowledge in time.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long connections may linger after their last call is answered, for example with a health watch open.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Runs the service until `shutdown` is cancelled and what was taken by then is answered.
+///
+/// # Errors
+/// A port that cannot be bound, a setting that librdkafka refuses, or a Kafka client that has failed for good.
+pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let readiness = Readiness::new(monitor::CHECKS);
+    let admin = admin::serve(&config.admin, readiness.clone()).await?;
+    let listener = listener::bind(config.grpc.listen).await?;
+    let broken = CancellationToken::new();
+    let producer = Arc::new(Producer::new(&config, broken.clone()).context("the Kafka client cannot be made")?);
+    let intake = Arc::new(intake(&config, Arc::clone(&producer)));
+    Metrics::watch(&intake.admission);
+
+    let (health, health_service) = health_reporter();
+    monitor::set_health(&health, false).await;
+    let watches = watches(&config, &intake, &readiness, health);
+    let served = serve(&config.grpc, listener, Arc::clone(&intake), health_service)?;
+
+    tokio::select! {
+        () = shutdown.cancelled() => tracing::info!("draining"),
+        () = broken.cancelled() => tracing::error!("leaving: the Kafka client has failed for good"),
+    }
+    readiness.drain();
+    let end = Instant::now() + config.lifecycle.grace.get();
+    drain(&intake, served, end).await;
+    drop(watches);
+    admin.shutdown().await;
+    anyhow::ensure!(!broken.is_cancelled(), "the Kafka client has failed for good; a new instance can go on");
+    Ok(())
+}
+
+fn intake(config: &IngestConfig, producer: Arc<Producer>) -> Intake {
+    let limits = Limits {
+        bytes: config.admission.bytes.get() as u32,
+        packets: config.admission.packets,
+        overflow: config.grpc.max_message_size.get() as u32,
+        max_wait: config.admission.max_wait.get(),
+    };
+    Intake {
+        admission: Arc::new(Admission::new(limits)),
+        validator: Validator::new(config.limits.clone()),
+        producer,
+        max_packets: config.grpc.max_packets as usize,
+        retry_after: config.admission.retry_after.get(),
+        exports_traces: config.telemetry.otlp_endpoint.is_some(),
+        draining: CancellationToken::new(),
+        calls: TaskTracker::new(),
+    }
+}
+
+/// Tasks that keep readiness and health up to date, until dropped.
+fn watches(config: &IngestConfig, intake: &Intake, readiness: &Readiness, health: HealthReporter) -> JoinSet<()> {
+    let mut watches = JoinSet::new();
+    watches.spawn(monitor::watch_kafka(Arc::clone(&intake.producer), readiness.clone()));
+    let high_mark = config.admission.high_mark;
+    watches.spawn(monitor::watch_admission(Arc::clone(&intake.admission), high_mark, readiness.clone()));
+    watches.spawn(monitor::tell_health(readiness.clone(), health));
+    watches
+}
+
+/// Starts to serve; the returned future completes when draining has begun and every connection is closed.
+fn serve(
+    config: &GrpcConfig,
+    listener: TcpListener,
+    intake: Arc<Intake>,
+    health: HealthServer<impl Health>,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let limits = CallLimits {
+        frame: FrameLimits {
+            max_message_size: config.max_message_size.get() as u32,
+            idle_timeout: config.stream_idle_timeout.get(),
+            message_timeout: config.message_timeout.get(),
+        },
+        unanswered: config.max_unanswered as usize,
+        age: config.max_connection_age.map(HumanDuration::get),
+    };
+    let draining = intake.draining.clone();
+    let service = IngestService::new(intake, config.max_streams as usize, limits);
+    let reflection = Reflection::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET).build_v1()?;
+
+    let mut server = Server::builder()
+        .initial_stream_window_size(config.stream_window.get() as u32)
+        .initial_connection_window_size(config.connection_window.get() as u32)
+        .max_concurrent_streams(config.max_streams_per_connection)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_keepalive_interval(Some(config.keepalive_interval.get()))
+        .http2_keepalive_timeout(Some(config.keepalive_timeout.get()));
+    if let Some(age) = limits.age {
+        server = server.max_connection_age(age);
+    }
+    if let Some(tls) = &config.tls {
+        server = server.tls_config(server_tls(tls)?)?;
+    }
+    let address: SocketAddr = listener.local_addr()?;
+    tracing::info!(%address, tls = config.tls.is_some(), "gRPC server listens");
+    let connections = listener::connections(listener, config.max_connections as usize);
+    let serving = server
+        .add_service(service)
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(connections, draining.cancelled_owned());
+    let serving = tokio::spawn(serving);
+    Ok(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the gRPC server ended by itself");
+        }
+    })
+}
+
+fn server_tls(config: &TlsConfig) -> anyhow::Result<ServerTlsConfig> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).with_context(|| format!("grpc.tls: {} cannot be read", path.display()))
+    };
+    let identity = Identity::from_pem(read(&config.certificate)?, read(&config.key)?);
+    let mut tls = ServerTlsConfig::new().identity(identity);
+    if let Some(authority) = &config.client_ca {
+        tls = tls.client_ca_root(Certificate::from_pem(read(authority)?));
+    }
+    Ok(tls)
+}
+
+/// Reads no more, answers what was taken, closes the connections; then waits for what clients that had left had sent.
+async fn drain(intake: &Intake, served: impl Future<Output = ()>, end: Instant) {
+    intake.draining.cancel();
+    intake.calls.close();
+    let acknowledged = async {
+        intake.calls.wait().await;
+        intake.admission.idle().await;
+    };
+    if timeout_at(end - LAST_WORDS, acknowledged).await.is_err() {
+        tracing::warn!(records = intake.producer.in_flight(), "Kafka did not acknowledge in time: giving up");
+        intake.producer.give_up();
+        let _late = timeout_at(end - LINGER, intake.calls.wait()).await;
+    }
+    let _lingering = timeout_at(end.min(Instant::now() + LINGER), served).await;
+}

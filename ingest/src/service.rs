@@ -1,0 +1,166 @@
+//! The gRPC methods. Written by hand where tonic would generate them, for two reasons: packets are decoded one by one
+//! ([`crate::wire`]), and messages are charged to the budget before they are buffered ([`crate::frames`]).
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use coderelay_schemas::pb::{PublishBatchResponse, PublishResponse};
+use futures::StreamExt;
+use http::{HeaderValue, Request, Response, header};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codec::{EncodeBody, SingleMessageCompressionOverride};
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tonic_prost::ProstEncoder;
+use tower::Service;
+
+use crate::frames::{FrameLimits, Frames, gone};
+use crate::intake::Intake;
+use crate::metrics::METRICS;
+use crate::outcome::Failure;
+use crate::reply::Answer;
+use crate::stream::Stream;
+use crate::trace::{Origin, REQUEST_ID};
+use crate::wire::Call;
+
+/// `coderelay.v1.Ingest`.
+#[derive(Debug, Clone)]
+pub struct IngestService {
+    intake: Arc<Intake>,
+    /// Calls that may be open at one time.
+    calls: Arc<Semaphore>,
+    limits: CallLimits,
+}
+
+/// Bounds of one call.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLimits {
+    /// Of its messages.
+    pub frame: FrameLimits,
+    /// Requests of one stream whose answers the client has not taken.
+    pub unanswered: usize,
+    /// How long a stream may last.
+    pub age: Option<Duration>,
+}
+
+impl IngestService {
+    /// A service that lets `max_calls` calls be open at one time.
+    pub fn new(intake: Arc<Intake>, max_calls: usize, limits: CallLimits) -> Self {
+        Self { intake, calls: Arc::new(Semaphore::new(max_calls)), limits }
+    }
+
+    async fn call_method(self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let call = match parts.uri.path() {
+            "/coderelay.v1.Ingest/Publish" => Call::Publish,
+            "/coderelay.v1.Ingest/PublishBatch" => Call::PublishBatch,
+            unknown => return Status::unimplemented(format!("there is no method {unknown}")).into_http(),
+        };
+        let origin = Origin::of(call, &parts.headers);
+        let request_id = origin.request_id.clone();
+        let admission = Arc::clone(&self.intake.admission);
+        let opened = self.open().and_then(|permit| {
+            Frames::new(&parts.headers, body, admission, self.limits.frame).map(|frames| (permit, frames))
+        });
+        let answered = match (call, opened) {
+            (Call::Publish, Ok((permit, frames))) => Ok(self.publish(frames, origin, permit)),
+            (Call::PublishBatch, Ok((_permit, frames))) => self.publish_batch(frames, origin).await,
+            (_, Err(refused)) => Err(refused.into()),
+        };
+        let mut response = answered.unwrap_or_else(Status::into_http);
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
+    fn open(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        if self.intake.draining.is_cancelled() {
+            return Err(self.intake.leaving());
+        }
+        Arc::clone(&self.calls).try_acquire_owned().map_err(|_full| {
+            let message = "too many calls are open: send more packets on fewer streams";
+            Failure::transient(Code::ResourceExhausted, "TOO_MANY_CALLS", message, self.intake.retry_after)
+        })
+    }
+
+    fn publish(self, frames: Frames, origin: Origin, permit: OwnedSemaphorePermit) -> Response<Body> {
+        let (answers, answered) = mpsc::channel(self.limits.unanswered);
+        let stream = Stream {
+            intake: Arc::clone(&self.intake),
+            frames,
+            answers,
+            origin,
+            idle_timeout: self.limits.frame.idle_timeout,
+            until: self.limits.age.map(|age| Instant::now() + age),
+        };
+        // Not bound to the response: a request that was taken is worked to its end even if its client has left.
+        self.intake.calls.spawn(stream.run());
+        let token = (self.intake.calls.token(), permit);
+        let responses = ReceiverStream::new(answered).map(move |answer| {
+            let _open_until_the_last = &token;
+            answer.map(|results| PublishResponse { results })
+        });
+        respond(responses)
+    }
+
+    async fn publish_batch(self, mut frames: Frames, origin: Origin) -> Result<Response<Body>, Status> {
+        let _token = self.intake.calls.token();
+        let taken = async {
+            let frame = frames.next().await?.ok_or_else(|| {
+                Failure::permanent(Code::InvalidArgument, "REQUEST_MISSING", "the call has no request message")
+            })?;
+            let (answers, mut answered) = mpsc::channel::<Answer>(1);
+            let slot = answers.try_reserve_owned().map_err(|_| gone())?;
+            self.intake.take(Call::PublishBatch, frame, slot, &origin).await?;
+            answered.recv().await.ok_or_else(gone)
+        };
+        match taken.await {
+            Ok(answer) => {
+                let response = PublishBatchResponse { results: answer? };
+                Ok(respond(tokio_stream::once(Ok(response))))
+            }
+            Err(failure) => {
+                METRICS.call_failed(failure.reason);
+                Err(failure.into())
+            }
+        }
+    }
+}
+
+/// A response as gRPC frames it. Never compressed: it is mostly ids.
+fn respond<M: Message + 'static>(
+    messages: impl futures::Stream<Item = Result<M, Status>> + Send + 'static,
+) -> Response<Body> {
+    let encoder = ProstEncoder::<M>::default();
+    let body = EncodeBody::new_server(encoder, messages, None, SingleMessageCompressionOverride::default(), None);
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip"));
+    response
+}
+
+impl NamedService for IngestService {
+    const NAME: &'static str = "coderelay.v1.Ingest";
+}
+
+impl Service<Request<Body>> for IngestService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move { Ok(service.call_method(request).await) })
+    }
+}
