@@ -1,5 +1,11 @@
 //! Named places in the cycle at which a test may crash or delay the process. A build without the feature `failpoints` contains none.
 
+/// Arms what the environment variable `FAILPOINTS` asks for until the result is dropped.
+#[cfg(feature = "failpoints")]
+pub(crate) fn arm() -> fail::FailScenario<'static> {
+    fail::FailScenario::setup()
+}
+
 /// Runs whatever `FAILPOINTS` asks for at `name`, for example `FAILPOINTS=after-store=3*off->return`.
 ///
 /// `return` aborts the process on the spot, as a power cut or `kill -9` would; `sleep(ms)` and `pause` freeze it there. The grammar is

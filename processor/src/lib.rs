@@ -41,6 +41,8 @@ use crate::worker::Shared;
 /// # Errors
 /// When the admin port cannot be bound, the TLS configuration is unusable, or a worker was fenced by another process.
 pub async fn run(config: ProcessorConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    #[cfg(feature = "failpoints")]
+    let _failpoints = failpoint::arm();
     let readiness = Readiness::new(["store", "assignment"]);
     let _admin = admin::serve(&AdminConfig::from(&config.admin), readiness.clone()).await?;
     let Some(inserter) = cql::connect(&config.cql, &shutdown).await? else {

@@ -19,6 +19,7 @@ use rdkafka::util::Timeout;
 
 use super::{Identity, default};
 use crate::decode::Rejection;
+use crate::failpoint;
 use crate::ports::{Fault, Transaction};
 use crate::record::{Headers, Record, TopicPartition};
 
@@ -192,6 +193,7 @@ impl Transaction for KafkaTransaction {
         if let Some(error) = failed {
             return Err(self.fault("delivering", &error));
         }
+        failpoint::hit("before-end-txn");
         self.producer
             .commit_transaction(Timeout::Never)
             .map_err(|error| self.fault("committing the transaction", &error))?;

@@ -1,0 +1,8 @@
+//! The processor as a process, on a real broker and a real CQL server.
+
+mod crash;
+mod dead_letters;
+mod fencing;
+mod rebalance;
+mod relay;
+mod support;
