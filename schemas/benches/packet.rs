@@ -1,5 +1,7 @@
 //! What one packet costs ingest: decoding it, verifying its content, deriving its id and picking its partition.
 
+#![allow(missing_docs, clippy::expect_used)]
+
 use std::hint::black_box;
 use std::io::{Read, Write};
 

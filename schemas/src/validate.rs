@@ -66,7 +66,7 @@ mod size {
     #[allow(clippy::trivially_copy_pass_by_ref)]
     pub(super) fn serialize<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
         let bytes = size.as_u64();
-        let exact = UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0);
+        let exact = UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
         let (unit, name) = exact.unwrap_or(&(1, "B"));
         serializer.serialize_str(&format!("{}{name}", bytes / unit))
     }

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Publishes files as packets of code over one gRPC stream.
+
+    pip install -r requirements.txt
+    python producer.py --repo github.com/example/repo src/ README.md
+
+Every file becomes a packet with the metadata ``path``. Each packet gets exactly one answer:
+
+* committed: Kafka has it on all in-sync replicas. Sending it again does no harm, it is stored once.
+* an error that says the packet itself is wrong: reported, never retried.
+* an error that says "later" (RESOURCE_EXHAUSTED, UNAVAILABLE), or no answer because the stream broke: sent again after the
+  delay the server asked for, **with the same packet id**. Should the first attempt have arrived after all, the pipeline
+  drops the second as a duplicate.
+
+Exits with 0 if every packet was committed, otherwise with 1.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import random
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import coderelay
+import grpc
+
+LATER = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+    grpc.StatusCode.UNAVAILABLE.value[0],
+    grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+    grpc.StatusCode.ABORTED.value[0],
+    grpc.StatusCode.INTERNAL.value[0],
+}
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one packet: committed somewhere, or not and why."""
+
+    partition: int | None = None
+    offset: int | None = None
+    reason: str = "NO_ANSWER"
+    message: str = "the stream ended before the packet was answered"
+    later: bool = True
+    delay: float | None = None
+
+    @property
+    def committed(self) -> bool:
+        return self.partition is not None
+
+    @classmethod
+    def of(cls, result) -> "Outcome":
+        if result.WhichOneof("outcome") == "committed":
+            return cls(result.committed.partition, result.committed.offset, "", "", later=False)
+        info = coderelay.detail(result.error, coderelay.ErrorInfo)
+        retry = coderelay.detail(result.error, coderelay.RetryInfo)
+        return cls(
+            reason=info.reason if info else str(result.error.code),
+            message=result.error.message,
+            later=result.error.code in LATER,
+            delay=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
+        )
+
+
+def packet(repo_id: str, path: str, plain: bytes):
+    """One file as a packet. Its id depends on what is in it alone, so that every attempt has the same."""
+    content = coderelay.compress(plain)
+    metadata = {"path": path}
+    made = coderelay.CodePacket(
+        repo_id=repo_id,
+        content=content,
+        metadata=metadata,
+        packet_id=coderelay.packet_id(repo_id, content, metadata),
+    )
+    made.created_at.GetCurrentTime()
+    return made
+
+
+def requests(packets: Iterable, most: int = 100, most_bytes: int = 1 << 20) -> Iterator:
+    """Groups packets to requests. Packet k of a request has the number ``seq + k``."""
+    seq = 0
+    request = coderelay.PublishRequest(seq=seq)
+    size = 0
+    for one in packets:
+        if request.packets and (len(request.packets) >= most or size + one.ByteSize() > most_bytes):
+            yield request
+            request, size = coderelay.PublishRequest(seq=seq), 0
+        request.packets.append(one)
+        size += one.ByteSize()
+        seq += 1
+    if request.packets:
+        yield request
+
+
+def attempt(channel: grpc.Channel, packets: Sequence) -> list[Outcome]:
+    """Sends the packets over one stream and answers what became of each."""
+    publish = channel.stream_stream(
+        coderelay.PUBLISH,
+        request_serializer=coderelay.PublishRequest.SerializeToString,
+        response_deserializer=coderelay.PublishResponse.FromString,
+    )
+    outcomes = [Outcome() for _ in packets]
+    try:
+        # gRPC takes requests from the iterator as fast as the server reads them, while answers are read here.
+        for response in publish(requests(packets)):
+            for result in response.results:
+                outcomes[result.seq] = Outcome.of(result)
+    except grpc.RpcError as error:
+        for outcome in outcomes:
+            if outcome.reason == "NO_ANSWER":
+                outcome.message = f"the stream ended with {error.code().name}: {error.details()}"
+                outcome.later = error.code().value[0] in LATER
+    return outcomes
+
+
+def publish(channel: grpc.Channel, packets: Sequence, attempts: int = 6) -> list[Outcome]:
+    """Sends the packets, and those that may succeed later again, until each is settled or the attempts are used up."""
+    outcomes = [Outcome() for _ in packets]
+    pending = list(range(len(packets)))
+    for round_ in range(attempts):
+        for index, outcome in zip(pending, attempt(channel, [packets[index] for index in pending]), strict=True):
+            outcomes[index] = outcome
+        pending = [index for index in pending if outcomes[index].later]
+        if not pending:
+            break
+        asked = max((outcomes[index].delay or 0 for index in pending), default=0)
+        # Without a wish of the server: 0.25, 0.5, 1 … seconds, spread so that producers do not come back all at once.
+        delay = asked or 0.25 * 2**round_ * random.uniform(0.5, 1)
+        print(f"{len(pending)} packets again in {delay:.1f} s: {outcomes[pending[0]].message}", file=sys.stderr)
+        time.sleep(delay)
+    return outcomes
+
+
+def files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
+    """The files named, and those below the folders named."""
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            yield from sorted(child for child in path.rglob("*") if child.is_file())
+        else:
+            yield path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Publishes files as packets of code.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders to take every file from")
+    parser.add_argument("--repo", required=True, help="the repository the files belong to")
+    parser.add_argument("--endpoint", default=os.environ.get("INGEST_ENDPOINT", "127.0.0.1:50051"), help="env INGEST_ENDPOINT")
+    arguments = parser.parse_args()
+
+    sources = list(files(arguments.paths))
+    packets = [packet(arguments.repo, str(source), source.read_bytes()) for source in sources]
+    with grpc.insecure_channel(arguments.endpoint.removeprefix("http://")) as channel:
+        outcomes = publish(channel, packets)
+
+    for source, outcome in zip(sources, outcomes, strict=True):
+        if not outcome.committed:
+            print(f"{source}: {outcome.reason}: {outcome.message}", file=sys.stderr)
+    committed = sum(outcome.committed for outcome in outcomes)
+    print(f"{committed} of {len(packets)} packets committed")
+    return 0 if committed == len(packets) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
