@@ -34,6 +34,7 @@ mod stack;
 
 mod provision;
 
+pub use cassandra::CommitLog;
 pub use error::{Error, Result};
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use ports::{free_port, preferred_port};

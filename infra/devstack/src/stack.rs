@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::OnceCell;
 
+use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
@@ -22,6 +23,7 @@ pub struct Builder {
     dir: Option<PathBuf>,
     kafka_port: Option<u16>,
     cql_port: Option<u16>,
+    commit_log: CommitLog,
     observer: Observer,
 }
 
@@ -55,6 +57,13 @@ impl Builder {
         self
     }
 
+    /// When Cassandra acknowledges a write. Default: when it is on the disk.
+    #[must_use]
+    pub fn commit_log(mut self, commit_log: CommitLog) -> Self {
+        self.commit_log = commit_log;
+        self
+    }
+
     /// Who is told of the progress. Default: the log.
     #[must_use]
     pub fn observer(mut self, observer: Observer) -> Self {
@@ -74,7 +83,7 @@ impl Builder {
         };
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port)?;
-        let node = cassandra_jars.map(|jars| cassandra::Node::new(jars, self.cql_port)).transpose()?;
+        let node = cassandra_jars.map(|jars| cassandra::Node::new(jars, self.cql_port, self.commit_log)).transpose()?;
 
         let cql = node.as_ref().map(|node| node.launch(folder.path())).transpose()?;
         let brokers = cluster.launch(folder.path())?;
@@ -110,7 +119,15 @@ impl Stack {
     /// One broker, no Cassandra, free ports, a temporary folder: change what you need.
     pub fn builder() -> Builder {
         let observer = Observer::default();
-        Builder { brokers: 1, cql: false, dir: None, kafka_port: None, cql_port: None, observer }
+        Builder {
+            brokers: 1,
+            cql: false,
+            dir: None,
+            kafka_port: None,
+            cql_port: None,
+            commit_log: CommitLog::Synced,
+            observer,
+        }
     }
 
     /// `host:port` of every broker, comma-separated.

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use coderelay_devstack::{Launch, Probe, Process, Stack, preferred_port};
+use coderelay_devstack::{CommitLog, Launch, Probe, Process, Stack, preferred_port};
 use coderelay_schemas::cql::KEYSPACE;
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
 use futures::StreamExt;
@@ -38,7 +38,7 @@ impl Deployment {
     /// Starts everything in `home`, waits until it is ready and writes the addresses to `home`'s `env`.
     pub(crate) async fn start(home: &Home, brokers: usize, reporter: &Reporter) -> anyhow::Result<Self> {
         let observer = reporter.observer();
-        let builder = Stack::builder().brokers(brokers).cql(true).dir(home.nodes());
+        let builder = Stack::builder().brokers(brokers).cql(true).commit_log(CommitLog::Periodic).dir(home.nodes());
         let stack = builder.preferred_ports(KAFKA_PORT, CQL_PORT).observer(observer.clone()).start().await?;
         let (kafka, cql) = (stack.bootstrap_servers(), stack.cql_contact());
         for (broker, address) in std::iter::zip(stack.brokers(), kafka.split(',')) {
