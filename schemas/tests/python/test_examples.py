@@ -53,7 +53,7 @@ def repo() -> str:
 
 
 def test_files_sent_twice_are_read_once(tmp_path, repo):
-    files = {f"file-{i}.py": f"print({i})\n" * (i * 50 + 1) for i in range(250)}
+    files = {f"file-{i}.py": "".join(f"print({i} * {n})\n" for n in range(i * 20 + 1)) for i in range(250)}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     for _ in range(2):
