@@ -13,11 +13,12 @@ use crate::dlq::DlqCommand;
 use crate::exit::{EXIT_CODES, Exit};
 use crate::get::GetArgs;
 use crate::groups::GroupsCommand;
+use crate::health::HealthArgs;
 use crate::output::{Format, Output};
 use crate::push::PushArgs;
 use crate::tail::TailArgs;
 use crate::topics::TopicsCommand;
-use crate::{demo, dlq, get, groups, push, tail, topics};
+use crate::{demo, dlq, get, groups, health, push, tail, topics};
 
 /// Operate coderelay: push packets, read its topics and tables, repair what was dead-lettered
 #[derive(Debug, Parser)]
@@ -43,6 +44,7 @@ enum Command {
     Dlq(DlqCommand),
     #[command(subcommand)]
     Groups(GroupsCommand),
+    Health(HealthArgs),
     Demo(DemoArgs),
     /// Print completions for a shell
     Completions {
@@ -88,6 +90,7 @@ async fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
         Command::Topics(command) => topics::run(command, connection, output).await,
         Command::Dlq(command) => dlq::run(command, connection, output).await,
         Command::Groups(command) => tokio::task::block_in_place(|| groups::run(command, connection, output)),
+        Command::Health(args) => health::run(args, connection, output).await,
         Command::Demo(args) => demo::run(args, connection, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -2,7 +2,7 @@
 //! dead-lettered, and show with numbers that each packet was stored once.
 //!
 //! ```text
-//! arguments ──▶ cli ──▶ verb (push, tail, get, topics, dlq, groups, demo) ──▶ connect: gRPC, Kafka, CQL ──▶ output
+//! arguments ──▶ cli ──▶ verb (push, tail, get, topics, dlq, groups, health, demo) ──▶ connect: gRPC, Kafka, CQL ──▶ output
 //! ```
 //!
 //! A verb is one module: its arguments, its `run`, its rows. Verbs write their results to [`Output`] (a table or JSON) and
@@ -14,6 +14,7 @@ mod demo;
 mod dlq;
 mod get;
 mod groups;
+mod health;
 mod push;
 mod tail;
 mod topics;

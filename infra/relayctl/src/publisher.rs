@@ -22,13 +22,20 @@ pub(crate) enum Event {
     Reconnecting(Status),
 }
 
-/// Publishing that was given up.
+/// Publishing that was given up, with packets that have no outcome.
 #[derive(Debug, thiserror::Error)]
-#[error("{} (gave up after {patience:?} without an acknowledgement; {unsettled} packets have no outcome)", .last.message())]
-pub(crate) struct GaveUp {
-    patience: Duration,
-    unsettled: usize,
-    last: Status,
+pub(crate) enum GaveUp {
+    /// Another try would not do better.
+    #[error("ingest refuses the call: {} ({:?})", .0.message(), .0.code())]
+    Refused(Status),
+    /// Nothing was settled for so long, reconnections included.
+    #[error("ingest acknowledged nothing for {patience:?}, gave up: {}", .last.message())]
+    Silent {
+        /// How long.
+        patience: Duration,
+        /// The last thing that went wrong.
+        last: Status,
+    },
 }
 
 /// Publishes every parcel of a channel until it is closed and each has its outcome.
@@ -67,10 +74,12 @@ impl Publisher {
             if !self.open && self.window.unsettled() == 0 {
                 break;
             }
+            if !retriable(status.code()) {
+                return Err(GaveUp::Refused(status));
+            }
             let pause = self.pause.next().unwrap_or_default();
-            if self.progress.elapsed() + pause >= self.patience || !retriable(status.code()) {
-                let unsettled = self.window.unsettled();
-                return Err(GaveUp { patience: self.patience, unsettled, last: status });
+            if self.progress.elapsed() + pause >= self.patience {
+                return Err(GaveUp::Silent { patience: self.patience, last: status });
             }
             report(Event::Reconnecting(status));
             sleep(pause).await;

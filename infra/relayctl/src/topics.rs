@@ -191,16 +191,18 @@ async fn apply(
 
 /// What to do about partition counts that differ.
 fn explain(changes: &[Change]) {
-    for change in changes.iter().filter(|change| change.action == Action::Refuse) {
-        let current = change.current.as_deref().unwrap_or_default();
-        remark(&format!(
-            "{} has {current} partitions, wanted are {}. A partition count never changes in place: keys would move to other \
-             partitions, and ledger, deduped and every co-partitioned reader rely on them staying. Keep the count \
-             (--partitions {current}, the same for all topics), or create topics of other names (--topic-suffix), drain \
-             the old ones and switch producers and consumers over.",
-            change.topic, change.wanted
-        ));
-    }
+    let refused: Vec<_> = changes.iter().filter(|change| change.action == Action::Refuse).collect();
+    let Some(first) = refused.first() else { return };
+    let current = first.current.as_deref().unwrap_or_default();
+    let names: Vec<_> = refused.iter().map(|change| change.topic.as_str()).collect();
+    remark(&format!(
+        "the partition count of {} is not the wanted {}. It never changes in place: keys would move to other partitions, \
+         and the ledger, the deduped topic and every co-partitioned reader rely on them staying. Keep the count \
+         (--partitions {current}, the same for all topics of a deployment), or create topics of other names \
+         (--topic-suffix), let the processor finish the old ones and switch producers and consumers over.",
+        names.join(", "),
+        first.wanted
+    ));
 }
 
 /// The differences, topic by topic in the order of the specification.

@@ -4,10 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use coderelay_schemas::{cql, dlq, headers, ledger, packet_id::PacketId, pb::CodePacket};
-use rdkafka::message::{Header, OwnedHeaders};
+use coderelay_schemas::{cql, headers, ledger, packet_id::PacketId, pb::CodePacket};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use relayctl::Exit;
 use serde_json::Value;
 use support::{Deployment, gzip, packet};
@@ -92,11 +91,8 @@ async fn tail_shows_ledger_entries_and_nothing_of_an_aborted_transaction() {
         producer.begin_transaction().unwrap();
         let record = FutureRecord::<[u8], _>::to(&deployment.topics.ledger).partition(0).payload(&value);
         producer.send(record, Duration::from_secs(10)).await.unwrap();
-        tokio::task::block_in_place(|| match commit {
-            true => producer.commit_transaction(Duration::from_secs(30)),
-            false => producer.abort_transaction(Duration::from_secs(30)),
-        })
-        .unwrap();
+        let end = if commit { FutureProducer::commit_transaction } else { FutureProducer::abort_transaction };
+        tokio::task::block_in_place(|| end(&producer, Duration::from_secs(30))).unwrap();
     }
 
     let (exit, records) = deployment.json(&["tail", "--topic", "ledger"]).await;
@@ -215,39 +211,4 @@ async fn get_reads_what_is_stored() {
 
     assert_eq!(deployment.run(&["get", "team/relay", "--day", "2026-02-01"]).await.0, Exit::NotFound);
     assert_eq!(deployment.run(&["get", "team/relay", "--packet-id", &"00".repeat(16)]).await.0, Exit::NotFound);
-}
-
-impl Deployment {
-    /// Dead-letters a packet as if it came from this partition of the packets topic.
-    async fn dead_letter(&self, packet: &CodePacket, reason: &str, partition: i32) {
-        let source = partition.to_string();
-        let own = [
-            (dlq::DLQ_REASON, reason),
-            (dlq::DLQ_TOPIC, self.topics.packets.as_str()),
-            (dlq::DLQ_PARTITION, source.as_str()),
-            (dlq::DLQ_OFFSET, "41"),
-        ];
-        let headers = own.into_iter().fold(support::headers(packet), |headers: OwnedHeaders, (key, value)| {
-            headers.insert(Header { key, value: Some(value) })
-        });
-        self.produce_with(&self.topics.dlq, partition, packet, headers).await;
-    }
-
-    async fn produce(&self, topic: &str, partition: i32, packet: &CodePacket) {
-        self.produce_with(topic, partition, packet, support::headers(packet)).await;
-    }
-
-    async fn produce_with(&self, topic: &str, partition: i32, packet: &CodePacket, headers: OwnedHeaders) {
-        use prost::Message as _;
-        let producer: FutureProducer = self.kafka().create().unwrap();
-        let value = packet.encode_to_vec();
-        let record = FutureRecord::to(topic).partition(partition).key(&packet.repo_id).payload(&value).headers(headers);
-        producer.send(record, Duration::from_secs(10)).await.unwrap();
-    }
-
-    fn kafka(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.kafka);
-        config
-    }
 }
