@@ -79,7 +79,8 @@ mod tests {
             let (mut socket, _) = listener.accept().await.unwrap();
             let read = socket.read(&mut [0; 1024]).await.unwrap();
             assert!(read > 0, "no request");
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
             socket.write_all(answer.as_bytes()).await.unwrap();
         });
         address
