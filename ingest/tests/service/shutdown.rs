@@ -1,0 +1,122 @@
+//! Leaving under load, politely and not.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use coderelay_devstack::Stack;
+use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::pb::publish_result::Outcome;
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::world::{Service, kafka, packets, places, reason, records, refusal, request};
+
+/// What one client has seen by the end of its stream.
+struct Seen {
+    /// Where acknowledged packets are said to be.
+    acknowledged: HashMap<(i32, i64), PacketId>,
+    answers: HashMap<u64, usize>,
+    end: Option<Status>,
+}
+
+/// A client that publishes without pause until its stream ends.
+async fn publish(service: &Service, name: String) -> impl Future<Output = Seen> + use<> {
+    let mut client = service.client().await;
+    async move {
+        let requests = tokio_stream::iter((0..).map(move |n| request(n * 50, packets(&format!("{name} {n}"), 50))));
+        let mut responses = client.publish(requests).await.unwrap().into_inner();
+        let mut seen = Seen { acknowledged: HashMap::new(), answers: HashMap::new(), end: None };
+        while let Some(response) = responses.next().await {
+            let results = match response {
+                Ok(response) => response.results,
+                Err(status) => {
+                    seen.end = Some(status);
+                    break;
+                }
+            };
+            for result in results {
+                *seen.answers.entry(result.seq).or_default() += 1;
+                if let Some(Outcome::Committed(c)) = &result.outcome {
+                    let id = PacketId::from_slice(&result.packet_id).unwrap();
+                    seen.acknowledged.insert((c.partition, c.offset), id);
+                }
+            }
+        }
+        seen
+    }
+}
+
+async fn load(service: &Service, clients: usize) -> JoinSet<Seen> {
+    let mut load = JoinSet::new();
+    for n in 0..clients {
+        load.spawn(publish(service, format!("client {n}")).await);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    load
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_loses_and_doubles_nothing() {
+    let service = Service::start(kafka().await, &[]).await;
+    let load = load(&service, 4).await;
+    let started = Instant::now();
+    let status = service.process.terminate().await.unwrap();
+    assert!(status.success(), "{status}: {}", service.process.log_tail(20));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+
+    let stored = places(&records(&kafka().await.bootstrap_servers(), &service.topics.packets).await);
+    let mut acknowledged = 0;
+    for seen in load.join_all().await {
+        assert!(seen.acknowledged.iter().all(|(place, id)| stored.get(place) == Some(id)));
+        assert!(seen.answers.values().all(|answers| *answers == 1));
+        acknowledged += seen.acknowledged.len();
+        let end = seen.end.expect("a stream that was cut short does not end well");
+        assert_eq!(end.code(), Code::Unavailable, "{end}");
+        assert_eq!(reason(&end.get_error_details()), "DRAINING", "{end}");
+        assert!(end.get_error_details().retry_info().is_some());
+    }
+    assert!(acknowledged > 0);
+    assert_eq!(acknowledged, stored.len(), "what was taken was answered");
+    let ids: std::collections::HashSet<_> = stored.values().collect();
+    assert_eq!(ids.len(), stored.len(), "nothing is stored twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigkill_under_load_loses_nothing_that_was_acknowledged() {
+    let service = Service::start(kafka().await, &[]).await;
+    let load = load(&service, 4).await;
+    service.process.kill().await.unwrap();
+    let stored = places(&records(&kafka().await.bootstrap_servers(), &service.topics.packets).await);
+    for seen in load.join_all().await {
+        assert!(!seen.acknowledged.is_empty());
+        assert!(seen.acknowledged.iter().all(|(place, id)| stored.get(place) == Some(id)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kafka_it_leaves_within_its_grace_period_and_answers_before() {
+    let stack = Stack::builder().start().await.unwrap();
+    let service = Service::start(&stack, &["lifecycle.grace=4s"]).await;
+    stack.broker(0).pause().await.unwrap();
+    let mut client = service.client().await;
+    let waiting = tokio::spawn(async move {
+        let requests = tokio_stream::iter([request(0, packets("stuck", 10))]).chain(tokio_stream::pending());
+        let mut responses = client.publish(requests).await.unwrap().into_inner();
+        (responses.next().await.unwrap().unwrap().results, responses.next().await.unwrap().unwrap_err())
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let started = Instant::now();
+    let status = service.process.terminate().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(status.success(), "{status}: {}", service.process.log_tail(20));
+    let (results, end) = waiting.await.unwrap();
+    assert_eq!(results.len(), 10);
+    for result in results {
+        let (code, details) = refusal(&result);
+        assert_eq!((code, reason(&details)), (Code::Unavailable, "DRAINING"));
+        assert!(details.retry_info().is_some());
+    }
+    assert_eq!(end.code(), Code::Unavailable);
+}

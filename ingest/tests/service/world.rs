@@ -1,0 +1,261 @@
+//! A Kafka for all tests of this binary, an `ingest` for each, and clients.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use coderelay_devstack::{Launch, Process, Stack, free_port};
+use coderelay_runtime::CancellationToken;
+use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::pb::ingest_client::IngestClient;
+use coderelay_schemas::pb::publish_result::Outcome;
+use coderelay_schemas::pb::{
+    CodePacket, Committed, PublishBatchRequest, PublishBatchResponse, PublishRequest, PublishResult,
+};
+use coderelay_schemas::topics::TopicNames;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ingest::config::IngestConfig;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message, OwnedMessage};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
+use tonic_types::{ErrorDetails, RpcStatusExt};
+
+/// Patience with a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const PARTITIONS: i32 = 4;
+
+/// A broker for all tests that do not harm it.
+pub(crate) async fn kafka() -> &'static Stack {
+    static KAFKA: OnceCell<Stack> = OnceCell::const_new();
+    KAFKA.get_or_init(async || Stack::builder().start().await.unwrap()).await
+}
+
+/// Topics that no other test uses.
+pub(crate) async fn fresh_topics(stack: &Stack) -> TopicNames {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let topics = TopicNames::with_suffix(&format!("-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    stack.create_topics(&topics, PARTITIONS).await.unwrap();
+    topics
+}
+
+/// An `ingest` inside this process.
+pub(crate) struct World {
+    pub(crate) bootstrap: String,
+    pub(crate) config: IngestConfig,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl World {
+    /// Starts it on the shared broker with a topic of its own.
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut IngestConfig)) -> Self {
+        Self::on(kafka().await, change).await
+    }
+
+    pub(crate) async fn on(stack: &Stack, change: impl FnOnce(&mut IngestConfig)) -> Self {
+        let mut config = IngestConfig { topics: fresh_topics(stack).await, ..IngestConfig::default() };
+        config.kafka.bootstrap_servers = stack.bootstrap_servers();
+        config.region = "test".into();
+        config.grpc.listen.set_port(free_port().unwrap());
+        config.admin.listen.set_port(free_port().unwrap());
+        change(&mut config);
+        let shutdown = CancellationToken::new();
+        let ended = tokio::spawn(ingest::run(config.clone(), shutdown.clone()));
+        let world = Self { bootstrap: stack.bootstrap_servers(), config, shutdown, ended };
+        eventually("ingest is ready", async || world.ready().await == 200).await;
+        world
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        connect(self.config.grpc.listen.port()).await
+    }
+
+    pub(crate) async fn client(&self) -> IngestClient<Channel> {
+        IngestClient::new(self.channel().await)
+    }
+
+    /// Publishes packets in one unary call.
+    pub(crate) async fn publish(&self, packets: Vec<CodePacket>) -> Vec<PublishResult> {
+        self.client().await.publish_batch(PublishBatchRequest { packets }).await.unwrap().into_inner().results
+    }
+
+    /// Publishes what need not be packets.
+    pub(crate) async fn publish_raw(&self, packets: Vec<Vec<u8>>) -> Vec<PublishResult> {
+        let mut client = tonic::client::Grpc::new(self.channel().await).max_encoding_message_size(64 << 20);
+        client.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_static("/coderelay.v1.Ingest/PublishBatch");
+        let codec = ProstCodec::<RawBatch, PublishBatchResponse>::default();
+        let request = tonic::Request::new(RawBatch { packets });
+        client.unary(request, path, codec).await.unwrap().into_inner().results
+    }
+
+    pub(crate) async fn records(&self) -> Vec<OwnedMessage> {
+        records(&self.bootstrap, &self.config.topics.packets).await
+    }
+
+    /// The status of `/readyz`, 0 if nobody answers.
+    pub(crate) async fn ready(&self) -> u16 {
+        let url = format!("http://{}/readyz", self.config.admin.listen);
+        reqwest::get(url).await.map_or(0, |response| response.status().as_u16())
+    }
+
+    /// One metric's value by name and, if there are any, labels; 0 if it is not there.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.config.admin.listen);
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+/// `PublishBatchRequest` on the wire, with packets that are any bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RawBatch {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub(crate) packets: Vec<Vec<u8>>,
+}
+
+/// The `ingest` binary as a process of its own.
+pub(crate) struct Service {
+    pub(crate) process: Process,
+    pub(crate) topics: TopicNames,
+    pub(crate) port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Service {
+    pub(crate) async fn start(stack: &Stack, settings: &[&str]) -> Self {
+        let (port, admin) = (free_port().unwrap(), free_port().unwrap());
+        let topics = fresh_topics(stack).await;
+        let mut set = vec![
+            format!("grpc.listen=127.0.0.1:{port}"),
+            format!("admin.listen=127.0.0.1:{admin}"),
+            format!("kafka.bootstrap_servers={}", stack.bootstrap_servers()),
+            format!("topics.packets={}", topics.packets),
+        ];
+        set.extend(settings.iter().map(ToString::to_string));
+        let dir = tempfile::tempdir().unwrap();
+        let args = set.into_iter().flat_map(|setting| ["--set".to_owned(), setting]);
+        let launch = Launch::new("ingest", env!("CARGO_BIN_EXE_ingest"), dir.path()).args(args);
+        let process = Process::launch(launch).unwrap();
+        let ready = format!("http://127.0.0.1:{admin}/readyz");
+        eventually("the ingest process is ready", async || {
+            assert!(process.is_running(), "{}", process.log_tail(20));
+            reqwest::get(&ready).await.is_ok_and(|response| response.status().is_success())
+        })
+        .await;
+        Self { process, topics, port, _dir: dir }
+    }
+
+    pub(crate) async fn client(&self) -> IngestClient<Channel> {
+        IngestClient::new(connect(self.port).await)
+    }
+
+    /// The most memory the process has had resident so far, in MiB.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    }
+}
+
+pub(crate) async fn connect(port: u16) -> Channel {
+    Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.unwrap()
+}
+
+/// Everything in a topic, in the order of the partitions.
+pub(crate) async fn records(bootstrap: &str, topic: &str) -> Vec<OwnedMessage> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let read = move || {
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", bootstrap).set("group.id", "test").create().unwrap();
+        let mut missing = 0;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            let (low, high) = consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap();
+            missing += high - low;
+            assignment.add_partition_offset(&topic, partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&assignment).unwrap();
+        let mut records = Vec::new();
+        while missing > 0 {
+            let record = consumer.poll(PATIENCE).expect("a record that the watermarks promise").unwrap();
+            records.push(record.detach());
+            missing -= 1;
+        }
+        records
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+/// A record's headers.
+pub(crate) fn headers(record: &OwnedMessage) -> HashMap<String, String> {
+    let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap_or_default().to_vec()).unwrap();
+    record.headers().unwrap().iter().map(|header| (header.key.to_owned(), text(header.value))).collect()
+}
+
+/// Which packet is stored where.
+pub(crate) fn places(records: &[OwnedMessage]) -> HashMap<(i32, i64), PacketId> {
+    let id = |record| headers(record)["packet-id"].parse().unwrap();
+    records.iter().map(|record| ((record.partition(), record.offset()), id(record))).collect()
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A good packet. Another text is another packet.
+pub(crate) fn packet(repo_id: &str, text: &str) -> CodePacket {
+    CodePacket { repo_id: repo_id.into(), content: gzip(text.as_bytes()).into(), ..CodePacket::default() }
+}
+
+/// `count` good packets that nobody else has.
+pub(crate) fn packets(prefix: &str, count: usize) -> Vec<CodePacket> {
+    (0..count).map(|n| packet(&format!("acme/{}", n % 7), &format!("{prefix} {n}"))).collect()
+}
+
+pub(crate) fn request(seq: u64, packets: Vec<CodePacket>) -> PublishRequest {
+    PublishRequest { seq, packets }
+}
+
+pub(crate) fn committed(result: &PublishResult) -> &Committed {
+    match &result.outcome {
+        Some(Outcome::Committed(committed)) => committed,
+        other => panic!("expected a commit, got {other:?}"),
+    }
+}
+
+/// Code and details of a refused packet.
+pub(crate) fn refusal(result: &PublishResult) -> (tonic::Code, ErrorDetails) {
+    match &result.outcome {
+        Some(Outcome::Error(status)) => (status.code.into(), status.get_error_details()),
+        other => panic!("expected an error, got {other:?}"),
+    }
+}
+
+pub(crate) fn reason(details: &ErrorDetails) -> &str {
+    details.error_info().map_or("", |info| &info.reason)
+}
+
+/// Waits until it is so.
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
