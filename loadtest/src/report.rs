@@ -113,7 +113,7 @@ impl FiguresReport {
         let packets = self.runs.first().map_or(0, |run| run.ingest.packets);
         let (gzip, expanded) = self.runs.first().map_or((0, 0), |run| run.ingest.content_bytes);
         format!(
-            "{table}\n\n{runs} runs of {} packets ({gzip} B gzip, {expanded} B expanded), {} a request, {} streams with {} \
+            "{table}\n\n{runs} × {} packets ({gzip} B gzip, {expanded} B expanded), {} a request, {} streams with {} \
              requests in flight each.\n{}",
             thousands(packets as f64),
             shape.per_request,
