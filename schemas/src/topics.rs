@@ -149,10 +149,15 @@ pub fn all() -> Vec<TopicSpec> {
         cleanup_policy: topic.cleanup_policy.clone(),
         retention: topic.retention,
         segment: topic.segment,
-        max_message_bytes: file.max_message_bytes.as_u64(),
+        max_message_bytes: topic.max_message_bytes.unwrap_or(file.max_message_bytes).as_u64(),
         mirrored: topic.mirrored,
     };
     file.topic.iter().map(spec).collect()
+}
+
+/// The largest record that any topic takes, in bytes: what a producer to all of them has to allow.
+pub fn max_message_bytes() -> u64 {
+    all().iter().map(|spec| spec.max_message_bytes).max().unwrap_or_default()
 }
 
 /// The replication that production should run with.
@@ -195,6 +200,7 @@ struct Topic {
     retention: Duration,
     #[serde(default, with = "humantime_serde")]
     segment: Option<Duration>,
+    max_message_bytes: Option<ByteSize>,
     #[serde(default)]
     mirrored: bool,
 }
@@ -221,6 +227,9 @@ mod tests {
         let limits = crate::validate::PacketLimits::default();
         let packet = limits.content_max.as_u64() + limits.metadata_bytes.as_u64() + limits.repo_id_max.as_u64();
         assert!(all().iter().all(|spec| spec.max_message_bytes > packet + 64 * 1024));
+        let limit = |name| all().iter().find(|spec| spec.name == name).unwrap().max_message_bytes;
+        assert!(limit(DLQ) > limit(PACKETS) + 64 * 1024, "the largest record fits with its reason");
+        assert_eq!(limit(DEDUPED), limit(PACKETS), "whatever was accepted can be published");
     }
 
     #[test]

@@ -40,6 +40,23 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons, in the order of the fields.
+    pub const ALL: [Self; 13] = [
+        Self::RepoIdEmpty,
+        Self::RepoIdTooLong,
+        Self::RepoIdControlCharacter,
+        Self::RepoIdNotUtf8,
+        Self::ContentNotGzip,
+        Self::ContentCorrupt,
+        Self::ContentTooLarge,
+        Self::ContentBomb,
+        Self::MetadataTooMany,
+        Self::MetadataTooLarge,
+        Self::MetadataNotUtf8,
+        Self::PacketIdLength,
+        Self::PacketMalformed,
+    ];
+
     /// The reason as it stands in `google.rpc.ErrorInfo`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -241,6 +258,14 @@ mod tests {
         }
         let violations = check_fields(&with_repo_id("ä\u{85}"), &PacketLimits::default()).unwrap_err();
         assert_eq!(violations[0].to_string(), "repo_id: has the control character U+0085 at byte 2");
+    }
+
+    #[test]
+    fn every_reason_is_documented_for_clients() {
+        let proto = include_str!("../proto/coderelay/v1/ingest.proto");
+        for reason in Reason::ALL {
+            assert!(proto.contains(reason.as_str()), "{reason} is missing in ingest.proto");
+        }
     }
 
     #[test]
