@@ -88,6 +88,7 @@ fn router(readiness: Readiness) -> Router {
         .route("/metrics", get(expose))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/", get(|| async { "/metrics\n/livez\n/readyz?verbose\n" }))
         .with_state(readiness)
 }
 
@@ -109,4 +110,71 @@ async fn ready(State(readiness): State<Readiness>, Query(query): Query<ReadyQuer
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let text = if ready && query.verbose.is_none() { "ok\n".to_owned() } else { readiness.to_string() };
     (status, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn on_a_free_port(readiness: &Readiness) -> AdminServer {
+        let config = AdminConfig { listen: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        serve(&config, readiness.clone()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn readiness_says_what_is_wrong_and_liveness_does_not_care() {
+        let readiness = Readiness::new(["kafka"]);
+        let server = on_a_free_port(&readiness).await;
+        let address = server.local_addr();
+
+        let answer = get(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("[-]kafka failed: starting"), "{answer}");
+        assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
+
+        readiness.set("kafka", Ok::<(), String>(()));
+        let answer = get(address, "/readyz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n") && !answer.contains("kafka"),
+            "{answer}"
+        );
+        assert!(get(address, "/readyz?verbose").await.contains("[+]kafka ok\nready\n"));
+
+        readiness.drain();
+        assert!(get(address, "/readyz").await.contains("[-]shutdown failed: shutting down"));
+        server.shutdown().await;
+        assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+    }
+
+    #[tokio::test]
+    async fn metrics_come_in_the_prometheus_text_format() {
+        let server = on_a_free_port(&Readiness::default()).await;
+        let answer = get(server.local_addr(), "/metrics").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("content-type: text/plain; version=0.0.4"),
+            "{answer}"
+        );
+        assert!(answer.contains("process_cpu_seconds_total"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named() {
+        let server = on_a_free_port(&Readiness::default()).await;
+        let config = AdminConfig { listen: server.local_addr() };
+        let error = serve(&config, Readiness::default()).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("admin.listen {}", server.local_addr())), "{error}");
+    }
 }

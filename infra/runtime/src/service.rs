@@ -40,7 +40,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the service (the default)
-    Run,
+    Run(Cli),
     /// Check, show or document the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -58,10 +58,12 @@ impl Service {
     {
         let command = Arguments::augment_args(clap::Command::new(self.name).version(self.version).about(self.about));
         let arguments = Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-        if let Some(Command::Config(command)) = arguments.command {
-            return command.run::<C>(&arguments.config);
-        }
-        let config: C = match config::load(&arguments.config.sources()) {
+        let cli = match arguments.command {
+            Some(Command::Config(command)) => return command.run::<C>(&arguments.config),
+            Some(Command::Run(own)) => arguments.config.then(&own),
+            None => arguments.config,
+        };
+        let config: C = match config::load(&cli.sources()) {
             Ok(config) => config,
             Err(mistakes) => {
                 eprintln!("{}: {mistakes}", self.name);

@@ -2,7 +2,9 @@
 
 pub mod logs;
 pub mod metrics;
-pub mod traces;
+pub mod propagation;
+
+mod traces;
 
 use std::path::PathBuf;
 
@@ -98,7 +100,8 @@ pub fn init(
         .with(traces::layer(&traces))
         .with(logs::layer(config.log_format, std::io::stderr).with_filter(logs::filter(&config.log_filter)?))
         .try_init()?;
-    traces::install(&traces);
+    propagation::install();
+    opentelemetry::global::set_tracer_provider(traces.clone());
     Ok(Telemetry { traces })
 }
 

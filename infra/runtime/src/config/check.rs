@@ -75,8 +75,9 @@ impl<'a> Check<'a> {
             }
             ValidationErrorKind::Required { property } => {
                 let key = property.as_str().unwrap_or_default().to_owned();
-                let path = [path, vec![key]].concat();
-                self.push(&path, None, "required but not set".to_owned());
+                self.push(&[path.clone(), vec![key]].concat(), None, "required but not set".to_owned());
+                // A table that cannot be whole would only be reported once more.
+                self.merged.restore_default(&path);
             }
             _ => self.wrong_value(&path),
         }
@@ -166,7 +167,9 @@ impl<'a> Check<'a> {
 
     fn push(&mut self, path: &[String], value: Option<String>, allowed: String) {
         let key = dotted(path);
-        let origin = self.merged.origin(path).unwrap_or("default").to_owned();
+        // What is missing is best looked for beside what was given.
+        let beside = || path.split_last().filter(|_| self.merged.value(path).is_none()).map(|(_, table)| table);
+        let origin = self.merged.origin(path).or_else(|| self.merged.origin(beside()?)).unwrap_or("default").to_owned();
         let mistake = Mistake { key, value, allowed, origin };
         if !self.mistakes.0.contains(&mistake) {
             self.mistakes.0.push(mistake);

@@ -12,42 +12,51 @@ use super::{Config, EX_CONFIG, load, read};
 /// `--config` and `--set`, to be flattened into a service's command line.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Cli {
-    /// TOML file with the configuration; without one the defaults hold.
-    #[arg(long, value_name = "FILE", global = true, env = CONFIG_VARIABLE)]
+    /// TOML file with the configuration (environment: `CODERELAY_CONFIG`); without one the defaults hold
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Sets one key, over file and environment; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
+    /// Sets one key, over file and environment; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Assignment>,
 }
 
 impl Cli {
+    /// Both together; `later` wins. (clap's global arguments would drop the assignments before a subcommand if some follow it.)
+    #[must_use]
+    pub fn then(&self, later: &Self) -> Self {
+        Self { config: later.config.clone().or_else(|| self.config.clone()), set: [&self.set[..], &later.set].concat() }
+    }
+
     /// The sources of this process: file, its environment, flags.
     pub fn sources(&self) -> Sources {
+        let named_by_environment =
+            || std::env::var_os(CONFIG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
             .collect();
-        Sources { file: self.config.clone(), environment, flags: self.set.clone() }
+        Sources { file: self.config.clone().or_else(named_by_environment), environment, flags: self.set.clone() }
     }
 }
 
 /// `config check`, `config show` and `config docs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ConfigCommand {
     /// Check the configuration and name every mistake; exit 78 if there is one
-    Check,
+    Check(Cli),
     /// Print the configuration in effect as TOML, secrets redacted, with the source of each value that is no default
-    Show,
-    /// Print every key with its meaning, unit and default, as a TOML file to start from
+    Show(Cli),
+    /// Print every key with its meaning, what is allowed and its default, as a TOML file to start from
     Docs,
 }
 
 impl ConfigCommand {
-    /// Does what the command says; exit code 0 or [`EX_CONFIG`].
-    pub fn run<T: Config>(self, cli: &Cli) -> ExitCode {
-        let sources = cli.sources();
+    /// Does what the command says, with `cli` as what stood before it; exit code 0 or [`EX_CONFIG`].
+    pub fn run<T: Config>(&self, cli: &Cli) -> ExitCode {
         let output = match self {
-            Self::Check => load::<T>(&sources).map(|_| "configuration ok\n".to_owned()),
-            Self::Show => read::<T>(&sources).map(|(config, merged)| show(&config, |path| merged.origin(path))),
+            Self::Check(own) => load::<T>(&cli.then(own).sources()).map(|_| "configuration ok\n".to_owned()),
+            Self::Show(own) => {
+                read::<T>(&cli.then(own).sources()).map(|(config, merged)| show(&config, |path| merged.origin(path)))
+            }
             Self::Docs => Ok(document::<T>()),
         };
         match output {

@@ -33,11 +33,6 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(pub Vec<Mistake>);
 
 impl Mistakes {
-    /// The mistakes one by one.
-    pub fn iter(&self) -> std::slice::Iter<'_, Mistake> {
-        self.0.iter()
-    }
-
     /// Whether some mistake is already known about this key, or about a table that holds it.
     pub(super) fn concern(&self, key: &str) -> bool {
         self.0.iter().any(|mistake| {

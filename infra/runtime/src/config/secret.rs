@@ -57,7 +57,7 @@ impl JsonSchema for Secret {
 /// Whether a key's own name says that its value is a secret: the net below the schema's `writeOnly`, for maps and misspelt keys.
 pub(crate) fn names_a_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["password", "passwd", "secret", "token", "credential", "private", ".pem"].iter().any(|word| key.contains(word))
+    ["pass", "pwd", "secret", "token", "credential", "private", ".pem"].iter().any(|word| key.contains(word))
 }
 
 #[cfg(test)]

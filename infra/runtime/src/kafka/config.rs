@@ -1,6 +1,7 @@
 //! How to reach Kafka.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use garde::Validate;
@@ -14,7 +15,7 @@ use crate::config::secret::{REDACTED, names_a_secret};
 use crate::config::{HumanDuration, Secret};
 
 /// How to reach Kafka.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaConfig {
     /// Brokers to start from, `host:port`, comma separated; the others are learned from them.
@@ -273,9 +274,93 @@ fn tls_fits(protocol: Protocol) -> impl FnOnce(&TlsConfig, &()) -> garde::Result
     }
 }
 
+fn shown(properties: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
+    properties.iter().map(|(name, value)| (name.as_str(), if names_a_secret(name) { REDACTED } else { value.as_str() }))
+}
+
 fn redact<S: Serializer>(properties: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
-    let shown = |(name, value): (&String, &String)| {
-        (name.clone(), if names_a_secret(name) { REDACTED.to_owned() } else { value.clone() })
-    };
-    serializer.collect_map(properties.iter().map(shown))
+    serializer.collect_map(shown(properties))
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("client_id", &self.client_id)
+            .field("security", &self.security)
+            .field("statistics_interval", &self.statistics_interval)
+            .field("properties", &shown(&self.properties).collect::<BTreeMap<_, _>>())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::BaseConsumer;
+
+    use super::*;
+
+    #[test]
+    fn the_properties_of_a_secured_client() {
+        let sasl =
+            SaslConfig { username: Some("me".into()), password: Some("hunter2".into()), ..SaslConfig::default() };
+        let tls = TlsConfig { key_password: Some("k".into()), verify_hostname: false, ..TlsConfig::default() };
+        let config = KafkaConfig {
+            client_id: Some("ingest-0".into()),
+            security: SecurityConfig { protocol: Protocol::SaslSsl, sasl, tls },
+            properties: BTreeMap::from([("socket.keepalive.enable".into(), "true".into())]),
+            ..KafkaConfig::default()
+        };
+        let client = client_config(&config);
+        for (property, value) in [
+            ("bootstrap.servers", "localhost:9092"),
+            ("client.id", "ingest-0"),
+            ("statistics.interval.ms", "5000"),
+            ("security.protocol", "sasl_ssl"),
+            ("sasl.mechanism", "SCRAM-SHA-512"),
+            ("sasl.username", "me"),
+            ("sasl.password", "hunter2"),
+            ("ssl.key.password", "k"),
+            ("ssl.endpoint.identification.algorithm", "none"),
+            ("socket.keepalive.enable", "true"),
+        ] {
+            assert_eq!(client.get(property), Some(value), "{property}");
+        }
+        client.create::<BaseConsumer>().expect("librdkafka is built with SASL SCRAM and TLS");
+    }
+
+    #[test]
+    fn every_mechanism_and_protocol_is_one_librdkafka_knows() {
+        for mechanism in [SaslMechanism::Plain, SaslMechanism::ScramSha256, SaslMechanism::ScramSha512] {
+            let sasl = SaslConfig { mechanism, username: Some("me".into()), password: Some("p".into()) };
+            let security = SecurityConfig { protocol: Protocol::SaslPlaintext, sasl, tls: TlsConfig::default() };
+            let config = KafkaConfig { security, ..KafkaConfig::default() };
+            client_config(&config).create::<BaseConsumer>().unwrap();
+            config.validate().unwrap();
+        }
+        for protocol in [Protocol::Plaintext, Protocol::Ssl] {
+            let security = SecurityConfig { protocol, ..SecurityConfig::default() };
+            client_config(&KafkaConfig { security, ..KafkaConfig::default() }).create::<BaseConsumer>().unwrap();
+        }
+    }
+
+    #[test]
+    fn certificates_need_a_protocol_that_uses_them_and_come_in_pairs() {
+        let tls = TlsConfig { cert: Some("c.pem".into()), ..TlsConfig::default() };
+        let security = SecurityConfig { tls, ..SecurityConfig::default() };
+        let report = KafkaConfig { security, ..KafkaConfig::default() }.validate().unwrap_err().to_string();
+        assert!(
+            report.contains("cert: not used with protocol plaintext") && report.contains("key: required with cert"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn secrets_among_the_properties_are_not_printed() {
+        let properties =
+            BTreeMap::from([("ssl.keystore.password".into(), "hunter2".into()), ("linger.ms".into(), "5".into())]);
+        let config = KafkaConfig { properties, ..KafkaConfig::default() };
+        let printed = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
+        assert!(!printed.contains("hunter2") && printed.contains("linger.ms"), "{printed}");
+    }
 }

@@ -53,3 +53,44 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 pub fn log_error(error: &KafkaError, reason: &str) {
     tracing::warn!(target: "librdkafka", %error, "{reason}");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::{Duration, Instant};
+
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+
+    use super::*;
+    use crate::config::HumanDuration;
+    use crate::kafka::{KafkaConfig, client_config};
+    use crate::telemetry::metrics::exposition;
+
+    #[test]
+    fn the_figures_of_a_real_client_arrive() {
+        let config = KafkaConfig {
+            statistics_interval: HumanDuration::from_millis(100),
+            // A broker inside librdkafka; the configured address is not used.
+            properties: BTreeMap::from([("test.mock.num.brokers".into(), "1".into())]),
+            ..KafkaConfig::default()
+        };
+        let context = Context::new("mocked");
+        let consumer: BaseConsumer<Context> = client_config(&config).create_with_context(context).unwrap();
+        consumer.fetch_metadata(None, Duration::from_secs(10)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            // Callbacks run inside poll.
+            consumer.poll(Duration::from_millis(50));
+            let text = exposition().unwrap();
+            let up = |line: &str| {
+                line.starts_with("coderelay_kafka_broker_up{")
+                    && line.contains("client=\"mocked\"")
+                    && line.ends_with(" 1")
+            };
+            if text.lines().any(up) && text.contains("coderelay_kafka_broker_rtt_seconds{") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "no figures in\n{text}");
+        }
+    }
+}

@@ -88,3 +88,45 @@ fn boundaries(instrument: &Instrument) -> Option<Stream> {
         .build()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::KeyValue;
+
+    use super::*;
+
+    #[test]
+    fn exposed_names_are_those_of_the_contract() {
+        let meter = meter();
+        meter.u64_gauge("queue_depth").build().record(3, &[KeyValue::new("queue", "code.packets.v1")]);
+        meter.f64_histogram("process.duration").with_unit("s").build().record(0.3, &[]);
+        meter.u64_counter("coderelay.test.packets").build().add(2, &[KeyValue::new("reason", "accepted")]);
+        meter.u64_histogram("coderelay.test.batch").with_unit("By").build().record(5000, &[]);
+        meter.u64_histogram("coderelay.test.batch_records").build().record(7, &[]);
+        meter.f64_gauge("coderelay.test.in_flight").with_unit("By").build().record(9.0, &[]);
+        let text = exposition().unwrap();
+        for line in [
+            "# TYPE queue_depth gauge",
+            r#"queue_depth{queue="code.packets.v1"} 3"#,
+            "# TYPE process_duration_seconds histogram",
+            r#"process_duration_seconds_bucket{le="0.25"} 0"#,
+            r#"process_duration_seconds_bucket{le="0.5"} 1"#,
+            r#"coderelay_test_packets_total{reason="accepted"} 2"#,
+            r#"coderelay_test_batch_bytes_bucket{le="4096"} 0"#,
+            r#"coderelay_test_batch_bytes_bucket{le="16384"} 1"#,
+            r#"coderelay_test_batch_records_bucket{le="5"} 0"#,
+            r#"coderelay_test_batch_records_bucket{le="10"} 1"#,
+            "coderelay_test_in_flight_bytes 9",
+            "process_resident_memory_bytes ",
+            "process_open_fds ",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("otel_scope"), "scope labels are noise here");
+    }
+
+    #[test]
+    fn process_duration_can_be_judged_at_half_a_second() {
+        assert!(SECONDS.contains(&0.5));
+    }
+}

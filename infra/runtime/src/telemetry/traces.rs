@@ -4,7 +4,6 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
@@ -50,16 +49,6 @@ pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(provider: &SdkTracer
     let transport = TRANSPORT.map(|target| (target, LevelFilter::OFF));
     let spans = Targets::new().with_default(LevelFilter::INFO).with_targets(transport);
     tracing_opentelemetry::layer().with_tracer(provider.tracer(TRACER)).with_filter(spans)
-}
-
-pub(super) fn install(provider: &SdkTracerProvider) {
-    install_propagator();
-    opentelemetry::global::set_tracer_provider(provider.clone());
-}
-
-/// Makes W3C Trace Context (`traceparent`, `tracestate`) the propagator of the process. Done by [`super::init`].
-pub fn install_propagator() {
-    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
