@@ -96,7 +96,7 @@ fn results(manner: Manner, request: &PublishRequest) -> Vec<PublishResult> {
     results
 }
 
-async fn serve(manner: Manner) -> SocketAddr {
+fn serve(manner: Manner) -> SocketAddr {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = incoming.local_addr().unwrap();
     let service = Service { manner, requests: Arc::default() };
@@ -108,7 +108,7 @@ async fn serve(manner: Manner) -> SocketAddr {
 
 /// 20 requests of 50 packets on one stream.
 async fn tally(manner: Manner, rate: Option<f64>) -> Tally {
-    let address = serve(manner).await;
+    let address = serve(manner);
     let load = Load {
         endpoint: format!("http://{address}"),
         connections: 1,
