@@ -27,6 +27,7 @@ const RESERVED: &[&str] = &[
     "group.instance.id",
     "group.protocol",
     "isolation.level",
+    "message.max.bytes",
     "message.timeout.ms",
     "partition.assignment.strategy",
     "partitioner",
@@ -49,7 +50,7 @@ pub struct ProcessorConfig {
     #[garde(dive)]
     pub source: SourceConfig,
     /// Names of the topics that are written. Change them only to run several deployments on one cluster.
-    #[garde(skip)]
+    #[garde(dive)]
     pub topics: TopicNames,
     /// The store.
     #[garde(dive)]

@@ -140,6 +140,7 @@ where
             if self.batch.is_empty() {
                 return Ok(0);
             }
+            failpoint::hit("after-poll");
             // Taken after the last poll and before anything is written: were it taken later, a member that was expelled meanwhile could
             // commit as an anonymous client, whom the broker does not fence.
             let Some(membership) = self.source.membership() else {
@@ -187,7 +188,6 @@ where
             }
         }
         self.pace.spend(self.batch.len());
-        failpoint::hit("after-poll");
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 use coderelay_schemas::cql;
 use futures::stream::{self, StreamExt};
 use scylla::client::session::Session;
-use scylla::errors::{BadQuery, DbError, ExecutionError, PrepareError, RequestAttemptError};
+use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::{CqlDate, CqlTimestamp, MaybeUnset};
@@ -212,7 +212,8 @@ enum Trouble {
 impl From<ExecutionError> for Trouble {
     fn from(error: ExecutionError) -> Self {
         let refused = match &error {
-            ExecutionError::BadQuery(BadQuery::SerializationError(_)) => true,
+            // The driver itself cannot make a request of these values.
+            ExecutionError::BadQuery(_) => true,
             ExecutionError::LastAttemptError(attempt)
             | ExecutionError::PrepareError(PrepareError::AllAttemptsFailed { first_attempt: attempt }) => matches!(
                 attempt,

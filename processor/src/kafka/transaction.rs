@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use coderelay_runtime::kafka::{Statistics, context};
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::{self, Entry};
-use coderelay_schemas::topics::TopicNames;
+use coderelay_schemas::topics::{self, TopicNames};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
@@ -25,6 +25,8 @@ use crate::record::{Headers, Record, TopicPartition};
 
 /// Entries of one ledger record: 480 KB, well below any broker's limit.
 const ENTRIES_PER_RECORD: usize = 20_000;
+/// Characters of a dead letter's reason: what a store or a decoder says has no bound of its own.
+const DETAIL_MAX: usize = 1000;
 /// How long one wait for delivery reports lasts. The producer's own `flush` waits 100 ms at a time, which costs most of the rate.
 const DELIVERY_POLL: Duration = Duration::from_millis(1);
 
@@ -52,6 +54,7 @@ impl KafkaTransaction {
             .set("transaction.timeout.ms", timeout.as_millis().to_string())
             // A delivery has to fail before the broker gives up on the transaction.
             .set("message.timeout.ms", (timeout.as_millis() * 2 / 3).to_string())
+            .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
         default(&mut config, "linger.ms", "1");
         default(&mut config, "batch.num.messages", "10000");
@@ -141,7 +144,7 @@ impl Transaction for KafkaTransaction {
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
-            (dlq::DLQ_DETAIL, rejection.detail.clone()),
+            (dlq::DLQ_DETAIL, rejection.detail.chars().take(DETAIL_MAX).collect()),
             (dlq::DLQ_TOPIC, record.source.topic.to_string()),
             (dlq::DLQ_PARTITION, record.source.partition.to_string()),
             (dlq::DLQ_OFFSET, record.offset.to_string()),

@@ -21,7 +21,8 @@ fn with_content(n: u32, content: Vec<u8>) -> Source {
 async fn dead_letters(bad: &[Source], settings: &[(&str, &str)]) -> Vec<Read> {
     let world = World::new().await;
     let good = [packet(1), packet(2)];
-    let records: Vec<_> = [by_ingest(&good[0])].into_iter().chain(bad.iter().cloned()).chain([by_ingest(&good[1])]).collect();
+    let records: Vec<_> =
+        [by_ingest(&good[0])].into_iter().chain(bad.iter().cloned()).chain([by_ingest(&good[1])]).collect();
     world.produce(&records);
     let builder = world.processor("a");
     let processor = settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value)).ready().await;
@@ -63,7 +64,8 @@ async fn bad_records_are_dead_lettered_untouched_each_with_its_reason() {
         reasons.insert(source.value.clone(), reason);
     }
     for letter in &dead {
-        let (reason, source) = cases.iter().find(|(_, source)| source.value == letter.value && source.key == letter.key).unwrap();
+        let (reason, source) =
+            cases.iter().find(|(_, source)| source.value == letter.value && source.key == letter.key).unwrap();
         assert_eq!(letter.header(dlq::DLQ_REASON).as_deref(), Some(*reason), "{:?}", letter.header(dlq::DLQ_DETAIL));
         assert!(!letter.header(dlq::DLQ_DETAIL).unwrap().is_empty());
         assert!(letter.header(dlq::DLQ_TOPIC).unwrap().starts_with("code.packets.v1"));

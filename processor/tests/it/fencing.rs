@@ -39,7 +39,8 @@ async fn of_two_processors_with_one_identity_one_says_why_and_stops() {
     let second = world.processor("same").start();
     world.produce(&records[250..]);
 
-    eventually("one of the two has stopped", async || !first.process.is_running() || !second.process.is_running()).await;
+    eventually("one of the two has stopped", async || !first.process.is_running() || !second.process.is_running())
+        .await;
     let (stopped, running) = if first.process.is_running() { (&second, &first) } else { (&first, &second) };
     let status = stopped.process.wait().await;
     assert_eq!(status.code(), Some(1));

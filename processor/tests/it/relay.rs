@@ -20,7 +20,8 @@ async fn a_packet_is_stored_and_published_byte_for_byte() {
     assert_eq!(published[0].value, source.value);
     assert_eq!(published[0].key, source.key);
     assert_eq!(published[0].timestamp, source.timestamp);
-    let expected: Vec<_> = source.headers.iter().map(|(k, v)| ((*k).to_owned(), Some(v.clone().into_bytes()))).collect();
+    let expected: Vec<_> =
+        source.headers.iter().map(|(k, v)| ((*k).to_owned(), Some(v.clone().into_bytes()))).collect();
     assert_eq!(published[0].headers, expected);
 
     let timestamp = source.timestamp.unwrap();
@@ -69,8 +70,13 @@ async fn duplicates_are_removed_within_a_batch_between_batches_and_across_a_rest
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_write_without_id_time_or_headers_is_verified_and_stored_once() {
     let world = World::new().await;
-    let bare = pb::CodePacket { repo_id: "github.com/acme/bare".into(), content: gzip(b"main()").into(), ..Default::default() };
-    let record = Source { key: Some(b"github.com/acme/bare".to_vec()), value: Some(bare.encode_to_vec()), ..Default::default() };
+    let bare = pb::CodePacket {
+        repo_id: "github.com/acme/bare".into(),
+        content: gzip(b"main()").into(),
+        ..Default::default()
+    };
+    let record =
+        Source { key: Some(b"github.com/acme/bare".to_vec()), value: Some(bare.encode_to_vec()), ..Default::default() };
     world.produce(&[record.clone(), record]);
     let processor = world.processor("a").ready().await;
     world.settled().await;

@@ -107,7 +107,8 @@ impl World {
 
     /// Writes records to the source topic and waits until they are acknowledged.
     pub fn produce(&self, records: &[Source]) {
-        let producer: BaseProducer = self.client().set("partitioner", "murmur2_random").create().unwrap();
+        let producer: BaseProducer =
+            self.client().set("partitioner", "murmur2_random").set("message.max.bytes", "8000000").create().unwrap();
         for source in records {
             let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topics.packets);
             record.key = source.key.as_deref();
@@ -174,12 +175,16 @@ impl World {
     /// Every entry of the ledger.
     pub fn ledger(&self) -> Vec<Entry> {
         let records = self.committed(&self.topics.ledger);
-        records.iter().flat_map(|record| ledger::decode(record.value.as_deref().unwrap()).unwrap().collect::<Vec<_>>()).collect()
+        records
+            .iter()
+            .flat_map(|record| ledger::decode(record.value.as_deref().unwrap()).unwrap().collect::<Vec<_>>())
+            .collect()
     }
 
     /// Packet ids in the store, with their write times.
     pub async fn rows(&self) -> BTreeMap<Vec<u8>, i64> {
-        let result = self.session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
+        let result =
+            self.session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
         let rows = result.rows::<(String, scylla::value::CqlDate, Vec<u8>, i64)>().unwrap().map(Result::unwrap);
         let mut ids = BTreeMap::new();
         for (_, _, id, written) in rows {
@@ -228,7 +233,9 @@ impl World {
     pub async fn metric(&self, processor: &Running, name: &str, labels: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", processor.admin)).await.unwrap().text().await.unwrap();
         text.lines()
-            .filter(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(labels))
+            .filter(|line| {
+                line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(labels)
+            })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
@@ -253,7 +260,9 @@ fn lag(group: &BaseConsumer, topic: &str) -> i64 {
     let Ok(committed) = group.committed_offsets(wanted, Duration::from_secs(10)) else { return i64::MAX };
     let mut lag = 0;
     for element in committed.elements() {
-        let Ok((_, end)) = group.fetch_watermarks(topic, element.partition(), Duration::from_secs(10)) else { return i64::MAX };
+        let Ok((_, end)) = group.fetch_watermarks(topic, element.partition(), Duration::from_secs(10)) else {
+            return i64::MAX;
+        };
         let at = match element.offset() {
             Offset::Offset(offset) => offset,
             _ => 0,
@@ -298,10 +307,11 @@ impl ProcessorBuilder<'_> {
         let admin = format!("http://127.0.0.1:{port}");
         let listen = format!("admin.listen=127.0.0.1:{port}");
         let args = self.settings.iter().chain([&listen]).flat_map(|setting| ["--set", setting]).collect::<Vec<_>>();
-        let launch = Launch::new(format!("processor-{}", self.instance), env!("CARGO_BIN_EXE_processor"), self.world.dir.path())
-            .args(args)
-            .envs([("FAILPOINTS", self.failpoints)])
-            .ready_when(Probe::Http { url: format!("{admin}/readyz") });
+        let launch =
+            Launch::new(format!("processor-{}", self.instance), env!("CARGO_BIN_EXE_processor"), self.world.dir.path())
+                .args(args)
+                .envs([("FAILPOINTS", self.failpoints)])
+                .ready_when(Probe::Http { url: format!("{admin}/readyz") });
         Running { process: Process::launch(launch).unwrap(), admin }
     }
 
@@ -322,10 +332,18 @@ impl ProcessorBuilder<'_> {
     }
 }
 
-/// A processor that runs.
+/// A processor that runs. When its test fails, it shows the end of its log.
 pub struct Running {
     pub process: Process,
     pub admin: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- {}:\n{}", self.process.name(), self.process.log_tail(60));
+        }
+    }
 }
 
 impl Running {
@@ -345,7 +363,7 @@ pub struct Source {
 }
 
 pub fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
 }
@@ -375,7 +393,7 @@ pub fn by_ingest(packet: &pb::CodePacket) -> Source {
         value: Some(packet.encode_to_vec()),
         timestamp: Some(now_ms()),
         headers: vec![
-            (headers::PACKET_ID, id_of(packet).to_string()),
+            (headers::PACKET_ID, packet.packet_id.iter().map(|byte| format!("{byte:02x}")).collect()),
             (headers::REGION, "us-east".into()),
             (headers::CONTENT_TYPE, headers::CONTENT_TYPE_PROTOBUF.into()),
             (headers::SCHEMA, headers::SCHEMA_CODE_PACKET.into()),
