@@ -91,6 +91,7 @@ impl ServiceConfig for IngestConfig {
 pub struct GrpcConfig {
     /// Address and port to listen on.
     #[garde(skip)]
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
     /// TLS; without this table the port speaks plain HTTP/2.
     #[garde(dive)]
@@ -131,8 +132,8 @@ pub struct GrpcConfig {
     /// How long a ping may stay unanswered.
     #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(3_600)))]
     pub keepalive_timeout: HumanDuration,
-    /// Age at which connections are asked to leave (GOAWAY) and streams end with `UNAVAILABLE`, so that clients spread
-    /// over new instances behind a layer-4 balancer. Unset: never.
+    /// Age at which a connection is asked to leave (GOAWAY) and at which a stream ends with `UNAVAILABLE`, so that clients
+    /// spread over new instances behind a layer-4 balancer. Unset: never.
     #[garde(inner(range(min = HumanDuration::from_secs(1))))]
     pub max_connection_age: Option<HumanDuration>,
 }

@@ -387,6 +387,7 @@ pub struct AdminSection {
     /// Address and port of `/metrics`, `/livez` and `/readyz`; port 0 takes a free one. There is no authentication: open it to the
     /// network (`0.0.0.0:9465`) only where that is meant.
     #[garde(skip)]
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: std::net::SocketAddr,
 }
 

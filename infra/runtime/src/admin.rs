@@ -27,6 +27,7 @@ pub use readiness::Readiness;
 pub struct AdminConfig {
     /// Address and port of `/metrics`, `/livez` and `/readyz`; port 0 takes a free one. There is no authentication: open it to the
     /// network (`0.0.0.0:9464`) only where that is meant.
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
 }
 

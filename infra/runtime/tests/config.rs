@@ -202,16 +202,17 @@ protocol = "tls"
         .variable("CODERELAY_TELEMETRY__LOG_FORMAT", "xml")
         .variable("CODERELAY_KAFKA__BOOTSTRAP_SERVER", "kafka:9092")
         .variable("CODERELAY_TLS__CERTIFICATE", "a.pem")
+        .flag("tls.keys=b.pem")
         .flag("telemetry.trace_ratio=2")
         .flag("telemetry.log_filter=a=b=c")
         .flag("telemetry.otlp_endpoint=collector:4317");
     assert_eq!(
         world.mistakes(),
         [
-            r#"admin.listen = "nowhere": invalid socket address syntax (environment variable CODERELAY_ADMIN__LISTEN)"#,
-            r#"batch.bytes = "4 parsecs": must be a size such as "512B", "64KiB" or "4MiB" (relay.toml line 6)"#,
+            r#"admin.listen = "nowhere": must be an IP address and a port, such as "127.0.0.1:9464" or "[::]:9464" (environment variable CODERELAY_ADMIN__LISTEN)"#,
+            r#"batch.bytes = "4 parsecs": must be a size such as "512B", "64KiB" or "4MiB", at least 1KiB (relay.toml line 6)"#,
             r#"batch.linger = "1h": must be at most 10s (relay.toml line 7)"#,
-            "batch.records = 0: must be a whole number from 1 to 100 (relay.toml line 5)",
+            "batch.records = 0: must be a whole number, from 1 to 100 (relay.toml line 5)",
             "batch.topics = []: must be a list of length at least 1, each text (relay.toml line 8)",
             "colour = { … }: unknown key; known here: region, batch, tls, kafka, admin, telemetry (relay.toml line 3)",
             r#"kafka.bootstrap_server = "kafka:9092": unknown key; did you mean kafka.bootstrap_servers? (environment variable CODERELAY_KAFKA__BOOTSTRAP_SERVER)"#,
@@ -225,8 +226,9 @@ protocol = "tls"
             "telemetry.log_filter = \"a=b=c\": must be a filter as in RUST_LOG: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5 (flag --set telemetry.log_filter)",
             r#"telemetry.log_format = "xml": must be one of "auto", "json", "human" (environment variable CODERELAY_TELEMETRY__LOG_FORMAT)"#,
             r#"telemetry.otlp_endpoint = "collector:4317": must be a URL such as http://collector:4317 (flag --set telemetry.otlp_endpoint)"#,
-            "telemetry.trace_ratio = 2.0: must be a number from 0.0 to 1.0 (flag --set telemetry.trace_ratio)",
+            "telemetry.trace_ratio = 2.0: must be a number, from 0.0 to 1.0 (flag --set telemetry.trace_ratio)",
             "tls.key: required but not set (environment variable CODERELAY_TLS__CERTIFICATE)",
+            r#"tls.keys = "b.pem": unknown key; did you mean tls.key? (flag --set tls.keys)"#,
         ]
     );
 }
@@ -261,7 +263,7 @@ fn a_file_that_is_missing_or_no_toml_is_a_mistake_beside_the_others() {
         world.mistakes(),
         [
             "cannot be read: No such file or directory (os error 2) (missing.toml)",
-            r#"batch.records = "many": must be a whole number from 1 to 100 (flag --set batch.records)"#,
+            r#"batch.records = "many": must be a whole number, from 1 to 100 (flag --set batch.records)"#,
         ]
     );
     let mistakes = World::new().file("region = 'eu'\npassword = \"hunter2\nlimit =\n[batch]\nrecords = 0\n").mistakes();
@@ -332,7 +334,7 @@ fn the_reference_is_a_valid_file_of_the_defaults() {
     let reference = document::<RelayConfig>();
     for line in [
         "# A relay of packets.",
-        "# Most bytes.\n# Allowed: a size such as \"512B\", \"64KiB\" or \"4MiB\". Environment: CODERELAY_BATCH__BYTES\nbytes = \"4MiB\"\n",
+        "# Most bytes.\n# Allowed: a size such as \"512B\", \"64KiB\" or \"4MiB\", at least 1KiB. Environment: CODERELAY_BATCH__BYTES\nbytes = \"4MiB\"\n",
         "# How much is taken at once.\n[batch]\n",
         "# otlp_endpoint =\n",
         "# [tls]\n",

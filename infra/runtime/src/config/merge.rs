@@ -10,7 +10,10 @@ use super::source::Layer;
 /// Merged values as JSON; absent and unset keys are left out.
 #[derive(Debug)]
 pub(super) struct Merged {
+    /// What is left to be used: values found wrong are replaced here.
     pub(super) json: Json,
+    /// As the sources gave it.
+    given: Json,
     defaults: Json,
     origins: BTreeMap<Vec<String>, String>,
 }
@@ -26,11 +29,12 @@ impl Merged {
         let mut json = defaults.clone();
         overlay(&mut json, given);
         prune(&mut json);
-        Ok(Self { json, defaults, origins })
+        Ok(Self { given: json.clone(), json, defaults, origins })
     }
 
+    /// The value as it was given, or the default.
     pub(super) fn value(&self, path: &[String]) -> Option<&Json> {
-        self.json.pointer(&pointer(path))
+        self.given.pointer(&pointer(path))
     }
 
     /// The source of a value, or of something inside or around it. `None`: the default.

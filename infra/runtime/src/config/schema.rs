@@ -1,11 +1,39 @@
 //! The JSON schema of a configuration type, read along key paths: what a key may hold, in words and for coercion.
 
+use std::net::SocketAddr;
+
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use serde_json::{Map, Value, json};
 
 use super::units::{DURATION_FORMAT, HumanDuration, HumanSize, SIZE_FORMAT};
+
+/// A `format` that is checked with the rest of the schema, so that its mistakes are reported with the rest.
+struct Format {
+    name: &'static str,
+    words: &'static str,
+    fits: fn(&str) -> bool,
+}
+
+/// A type of a foreign crate takes one with `#[schemars(extend("format" = "socket-address"))]`.
+const FORMATS: [Format; 3] = [
+    Format {
+        name: DURATION_FORMAT,
+        words: r#"a duration such as "250ms", "15s" or "1h 30m""#,
+        fits: |text| text.parse::<HumanDuration>().is_ok(),
+    },
+    Format {
+        name: SIZE_FORMAT,
+        words: r#"a size such as "512B", "64KiB" or "4MiB""#,
+        fits: |text| text.parse::<HumanSize>().is_ok(),
+    },
+    Format {
+        name: "socket-address",
+        words: r#"an IP address and a port, such as "127.0.0.1:9464" or "[::]:9464""#,
+        fits: |text| text.parse::<SocketAddr>().is_ok(),
+    },
+];
 
 /// The whole schema, with every reference inlined and unknown keys refused in every table.
 #[derive(Debug)]
@@ -16,6 +44,7 @@ impl Schema {
         let generator = SchemaSettings::draft2020_12()
             .with(|settings| settings.inline_subschemas = true)
             .with_transform(RecursiveTransform(refuse_unknown_keys))
+            .with_transform(RecursiveTransform(name_textual_bounds))
             .into_generator();
         Self(generator.into_root_schema_for::<T>().to_value())
     }
@@ -47,10 +76,10 @@ impl Schema {
 
     /// A validator that also knows the formats of [`super::units`].
     pub(super) fn validator(&self) -> Result<jsonschema::Validator, String> {
-        jsonschema::options()
+        FORMATS
+            .iter()
+            .fold(jsonschema::options(), |options, format| options.with_format(format.name, format.fits))
             .should_validate_formats(true)
-            .with_format(DURATION_FORMAT, |text: &str| text.parse::<HumanDuration>().is_ok())
-            .with_format(SIZE_FORMAT, |text: &str| text.parse::<HumanSize>().is_ok())
             .build(&self.0)
             .map_err(|error| error.to_string())
     }
@@ -60,6 +89,20 @@ impl Schema {
 fn refuse_unknown_keys(schema: &mut schemars::Schema) {
     if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
         schema.insert("additionalProperties".into(), json!(false));
+    }
+}
+
+/// The bounds of [`super::units`] are text, which `minimum` and `maximum` cannot be: garde checks them, here they are only named.
+fn name_textual_bounds(schema: &mut schemars::Schema) {
+    if schema.get("format").is_some_and(|format| format == DURATION_FORMAT || format == SIZE_FORMAT) {
+        for (bound, named) in [("minimum", "x-minimum"), ("maximum", "x-maximum")] {
+            if let Some(value) = schema.remove(bound) {
+                schema.insert(named.into(), value);
+            }
+        }
+        if let Some(Value::Array(types)) = schema.get_mut("type") {
+            types.retain(|name| name != "number");
+        }
     }
 }
 
@@ -148,6 +191,10 @@ impl<'a> Node<'a> {
         if let Some(words) = self.find(|schema| schema.get("x-allowed")?.as_str()) {
             return words.to_owned();
         }
+        let format = self.find(|schema| schema.get("format")?.as_str());
+        if let Some(format) = FORMATS.iter().find(|known| Some(known.name) == format) {
+            return format!("{}{}", format.words, self.range(",", "x-minimum", "x-maximum"));
+        }
         let options = self.options();
         if !options.is_empty() {
             let options: Vec<_> = options.iter().map(ToString::to_string).collect();
@@ -155,8 +202,8 @@ impl<'a> Node<'a> {
         }
         match self.types().iter().find(|name| **name != "null").copied() {
             Some("boolean") => "true or false".to_owned(),
-            Some("integer") => format!("a whole number{}", self.range("", "minimum", "maximum")),
-            Some("number") => format!("a number{}", self.range("", "minimum", "maximum")),
+            Some("integer") => format!("a whole number{}", self.range(",", "minimum", "maximum")),
+            Some("number") => format!("a number{}", self.range(",", "minimum", "maximum")),
             Some("array") => {
                 let items = self.items().map_or_else(|| "any value".to_owned(), Node::allowed);
                 format!("a list{}, each {items}", self.range(" of length", "minItems", "maxItems"))
@@ -172,11 +219,15 @@ impl<'a> Node<'a> {
     }
 
     fn range(self, noun: &str, low: &'static str, high: &'static str) -> String {
-        let bound = |keyword: &'static str| self.find(|schema| schema.get(keyword).filter(|bound| bound.is_number()));
+        let bound = |keyword: &'static str| {
+            self.find(|schema| {
+                schema.get(keyword).map(|bound| bound.as_str().map_or_else(|| bound.to_string(), str::to_owned))
+            })
+        };
         match (bound(low), bound(high)) {
             (Some(low), Some(high)) => format!("{noun} from {low} to {high}"),
-            (Some(low), None) => format!("{noun} of at least {low}").replace("of length of", "of length"),
-            (None, Some(high)) => format!("{noun} of at most {high}").replace("of length of", "of length"),
+            (Some(low), None) => format!("{noun} at least {low}"),
+            (None, Some(high)) => format!("{noun} at most {high}"),
             (None, None) => String::new(),
         }
     }
@@ -249,6 +300,8 @@ mod tests {
         ports: Vec<u16>,
         properties: BTreeMap<String, String>,
         wait: HumanDuration,
+        #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(90)))]
+        bounded: HumanDuration,
         mode: Mode,
         nested: Option<Nested>,
     }
@@ -294,10 +347,11 @@ mod tests {
         let schema = Schema::of::<Sample>();
         let allowed = |key: &str| schema.at(&[key.to_owned()]).unwrap().allowed();
         assert_eq!(allowed("flag"), "true or false");
-        assert_eq!(allowed("count"), "a whole number from 0 to 65535");
+        assert_eq!(allowed("count"), "a whole number, from 0 to 65535");
         assert_eq!(allowed("mode"), r#"one of "fast", "slow""#);
         assert_eq!(allowed("names"), "a list, each text");
         assert_eq!(allowed("wait"), r#"a duration such as "250ms", "15s" or "1h 30m""#);
+        assert_eq!(allowed("bounded"), r#"a duration such as "250ms", "15s" or "1h 30m", from 1s to 1m 30s"#);
         assert_eq!(allowed("nested"), "a table");
         assert_eq!(allowed("properties"), "a table of names, each with text");
     }

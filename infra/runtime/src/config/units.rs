@@ -9,9 +9,9 @@ use garde::rules::range::{Bounds, OutOfBounds};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The `format` keyword under which the schema of [`HumanDuration`] is checked.
+/// The `format` of a [`HumanDuration`] in a schema.
 pub(super) const DURATION_FORMAT: &str = "human-duration";
-/// The `format` keyword under which the schema of [`HumanSize`] is checked.
+/// The `format` of a [`HumanSize`] in a schema.
 pub(super) const SIZE_FORMAT: &str = "human-size";
 
 /// A span of time, written as `"250ms"`, `"15s"`, `"1m 30s"` or `"7d"`.
@@ -118,7 +118,7 @@ impl FromStr for HumanSize {
 
 /// What both units need so that serde reads and writes them as text, the schema checks them and `garde(range)` bounds them.
 macro_rules! textual_unit {
-    ($unit:ident, $format:expr, $allowed:literal, $max:expr) => {
+    ($unit:ident, $format:expr, $max:expr) => {
         impl Serialize for $unit {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -136,8 +136,10 @@ macro_rules! textual_unit {
                 stringify!($unit).into()
             }
 
+            /// Text. It is called a number as well only because schemars would leave the bounds of `garde(range)` out otherwise;
+            /// [`super::schema`] puts that right.
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "format": $format, "x-allowed": $allowed })
+                json_schema!({ "type": ["string", "number"], "format": $format })
             }
         }
 
@@ -177,13 +179,8 @@ impl HumanSize {
     }
 }
 
-textual_unit!(
-    HumanDuration,
-    DURATION_FORMAT,
-    "a duration such as \"250ms\", \"15s\" or \"1h 30m\"",
-    Self(Duration::MAX)
-);
-textual_unit!(HumanSize, SIZE_FORMAT, "a size such as \"512B\", \"64KiB\" or \"4MiB\"", Self(u64::MAX));
+textual_unit!(HumanDuration, DURATION_FORMAT, Self(Duration::MAX));
+textual_unit!(HumanSize, SIZE_FORMAT, Self(u64::MAX));
 
 #[cfg(test)]
 mod tests {

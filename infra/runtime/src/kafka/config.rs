@@ -21,7 +21,7 @@ pub struct KafkaConfig {
     /// Brokers to start from, `host:port`, comma separated; the others are learned from them.
     #[garde(length(min = 1))]
     pub bootstrap_servers: String,
-    /// Name of this client in the brokers' logs, quotas and metrics. Unset: the name of the service.
+    /// Name of this client in the brokers' logs, quotas and metrics. Unset: `coderelay-` and the name of the service.
     #[garde(inner(length(min = 1)))]
     pub client_id: Option<String>,
     /// Encryption and authentication.
