@@ -1,6 +1,7 @@
 //! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo
 
 mod down;
+mod fetch;
 mod run;
 mod serve;
 mod status;
@@ -22,6 +23,9 @@ use home::Home;
 #[derive(Debug, Parser)]
 #[command(name = "devstack", version, max_term_width = 100)]
 struct Cli {
+    /// Folder of data, logs and addresses [default: target/devstack beside this build].
+    #[arg(long, global = true, value_name = "DIR")]
+    home: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -40,6 +44,8 @@ enum Verb {
     Status(StatusArgs),
     /// Start everything afresh, relay every git-tracked file below PATH twice, show the evidence, and stay until Ctrl-C.
     Run(RunArgs),
+    /// Fetch the jars of Kafka and Cassandra into the user's cache; every start does it when they are missing.
+    Fetch,
     /// Own the processes that `up` asks for; runs in the background.
     #[command(hide = true)]
     Serve(UpArgs),
@@ -72,14 +78,23 @@ enum Output {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Files and folders to relay; what git tracks of them.
+    /// Files and folders to relay; what git tracks of them. Default: this repository.
     paths: Vec<PathBuf>,
+    /// What to relay if no PATH is given.
+    #[arg(long, hide = true, default_value = ".")]
+    repository: PathBuf,
     /// Leave after the demonstration with its exit code: not 0 if any number is off.
     #[arg(long)]
     exit: bool,
     /// Kafka brokers, 1 or 3.
     #[arg(long, default_value = "1", value_parser = brokers)]
     brokers: usize,
+}
+
+impl RunArgs {
+    fn paths_or_default(&self) -> Vec<PathBuf> {
+        if self.paths.is_empty() { vec![self.repository.clone()] } else { self.paths.clone() }
+    }
 }
 
 fn brokers(text: &str) -> Result<usize, String> {
@@ -91,12 +106,18 @@ fn brokers(text: &str) -> Result<usize, String> {
 }
 
 pub(crate) async fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
     let home = Home::of_this_build()?;
-    match Cli::parse().verb {
+    let home = match cli.home {
+        Some(dir) => home.below(std::path::absolute(dir)?),
+        None => home,
+    };
+    match cli.verb {
         Verb::Up(args) => up::up(&home, &args).await,
         Verb::Down => down::down(&home).await,
         Verb::Status(args) => status::status(&home, args.output).await,
-        Verb::Run(args) => Box::pin(run::run(&home, args)).await,
+        Verb::Run(args) => Box::pin(run::run(&home, &args)).await,
+        Verb::Fetch => fetch::fetch().await,
         Verb::Serve(args) => serve::serve(&home, &args).await,
     }
 }

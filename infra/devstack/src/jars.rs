@@ -93,7 +93,7 @@ fn downloaded(line: &str) -> Option<&str> {
 }
 
 /// Where jars are kept for all checkouts of this user: `$XDG_CACHE_HOME/coderelay`, else `~/.cache/coderelay`.
-pub(crate) fn cache_dir() -> PathBuf {
+pub fn cache_dir() -> PathBuf {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
@@ -107,20 +107,28 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io(path)(errno.into()))
 }
 
-/// Java as this user would run it.
+/// A Java 17, which is what both Cassandra 5.0 (nothing later) and Kafka 4 (nothing earlier) run on: of `JAVA_HOME`, of the
+/// `PATH`, or of the places where distributions put it.
 ///
 /// # Errors
 /// [`Error::MissingProgram`] if there is none.
 pub(crate) fn java() -> Result<PathBuf> {
     let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
-    if let Some(java) = home.filter(|java| java.exists()) {
-        return Ok(java);
-    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("java"))
-        .find(|java| java.exists())
-        .ok_or(Error::MissingProgram { program: "java".into(), install: "apt-get install -y default-jdk-headless" })
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join("java"));
+    let installed = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten().map(|jvm| jvm.path().join("bin/java"));
+    home.into_iter().chain(on_path).chain(installed).find(|java| is_java_17(java)).ok_or(Error::MissingProgram {
+        program: "Java 17".into(),
+        install: "apt-get install -y openjdk-17-jre-headless",
+    })
+}
+
+/// Every Java since 9 says in its `release` file what it is.
+fn is_java_17(java: &Path) -> bool {
+    let Ok(java) = java.canonicalize() else { return false };
+    let home = java.parent().and_then(Path::parent);
+    let release = home.and_then(|home| fs::read_to_string(home.join("release")).ok()).unwrap_or_default();
+    release.lines().any(|line| line.starts_with("JAVA_VERSION=\"17"))
 }
 
 #[cfg(test)]

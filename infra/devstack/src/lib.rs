@@ -36,6 +36,7 @@ mod provision;
 
 pub use cassandra::CommitLog;
 pub use error::{Error, Result};
+pub use jars::cache_dir;
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use ports::{free_port, preferred_port};
 pub use process::{Launch, Process, tail};

@@ -93,6 +93,14 @@ impl Builder {
         Ok(stack)
     }
 
+    /// Fetches the jars that [`start`](Self::start) would fetch, and starts nothing.
+    ///
+    /// # Errors
+    /// [`Error::MissingProgram`] without Maven, [`Error::Jars`] if they cannot be had.
+    pub async fn fetch(self) -> Result<()> {
+        self.jars().await.map(|_| ())
+    }
+
     async fn jars(&self) -> Result<(PathBuf, Option<PathBuf>)> {
         let (cql, observer) = (self.cql, self.observer.clone());
         let fetched = tokio::task::spawn_blocking(move || {

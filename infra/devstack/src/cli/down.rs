@@ -23,9 +23,11 @@ pub(crate) async fn down(home: &Home) -> anyhow::Result<ExitCode> {
     kill(Pid::from_raw(owner.cast_signed()), Signal::SIGTERM)?;
     let since = Instant::now();
     let mut view = View::new();
+    let mut last = None;
     while home.owner() == Some(owner) {
         if let Some(state) = home.state() {
             view.show(&state);
+            last = Some(state);
         }
         if since.elapsed() > PATIENCE {
             // Its children are bound to its life.
@@ -33,6 +35,10 @@ pub(crate) async fn down(home: &Home) -> anyhow::Result<ExitCode> {
             bail!("it did not leave within {PATIENCE:?} and was killed");
         }
         tokio::time::sleep(LOOK).await;
+    }
+    if let Some(mut state) = last {
+        state.stopped();
+        view.show(&state);
     }
     view.finish();
     eprintln!("down");

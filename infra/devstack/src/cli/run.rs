@@ -18,12 +18,13 @@ use super::view::View;
 /// Exit code of a program that was interrupted.
 const INTERRUPTED: u8 = 130;
 
-pub(crate) async fn run(home: &Home, args: RunArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(home: &Home, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (home, _claim) = own_home(home)?;
     home.wipe_nodes()?;
     let mut interruption = Interruption::new()?;
     let reporter = Reporter::new();
-    let start = View::new().during(reporter.subscribe(), Deployment::start(&home, args.brokers, &reporter));
+    let mut view = View::new();
+    let start = view.during(reporter.subscribe(), Deployment::start(&home, args.brokers, &reporter));
     let deployment = tokio::select! {
         started = start => started?,
         () = interruption.wait() => return Ok(ExitCode::from(INTERRUPTED)),
@@ -31,7 +32,7 @@ pub(crate) async fn run(home: &Home, args: RunArgs) -> anyhow::Result<ExitCode> 
     for note in &reporter.subscribe().borrow().notes {
         eprintln!("note: {note}");
     }
-    let demo = demo(&home, args.paths, &deployment.endpoints)?;
+    let demo = demo(&home, args.paths_or_default(), &deployment.endpoints)?;
     let code = tokio::select! {
         status = demo.wait() => exit_code(status),
         () = interruption.wait() => INTERRUPTED,
@@ -43,7 +44,7 @@ pub(crate) async fn run(home: &Home, args: RunArgs) -> anyhow::Result<ExitCode> 
     }
     // A second Ctrl-C leaves at once: the processes are bound to this one's life.
     tokio::select! {
-        stopped = View::new().during(reporter.subscribe(), deployment.stop()) => stopped?,
+        stopped = view.during(reporter.subscribe(), deployment.stop()) => stopped?,
         () = interruption.wait() => {}
     }
     Ok(ExitCode::from(code))

@@ -136,7 +136,11 @@ impl Reporter {
     }
 
     pub(crate) fn stopped(&self, process: &Process) {
-        self.node(process, |node| node.life = Life::Stopped);
+        self.node(process, |node| {
+            if !matches!(node.life, Life::Died { .. }) {
+                node.life = Life::Stopped;
+            }
+        });
     }
 
     fn node(&self, process: &Process, change: impl FnOnce(&mut NodeState)) {
@@ -170,6 +174,13 @@ impl State {
                     node.life = Life::Ready(*after);
                 }
             }
+        }
+    }
+
+    /// What remains when the owner has left in good order.
+    pub(crate) fn stopped(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| !matches!(node.life, Life::Died { .. })) {
+            node.life = Life::Stopped;
         }
     }
 

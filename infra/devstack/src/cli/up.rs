@@ -50,7 +50,7 @@ fn spawn_server(home: &Home, args: &UpArgs) -> anyhow::Result<Child> {
     fs::create_dir_all(home.dir()).with_context(|| home.dir().display().to_string())?;
     let log = File::create(home.log()).with_context(|| home.log().display().to_string())?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["serve", "--brokers", &args.brokers.to_string()]);
+    command.arg("--home").arg(home.dir()).args(["serve", "--brokers", &args.brokers.to_string()]);
     if args.keep {
         command.arg("--keep");
     }

@@ -31,7 +31,7 @@ impl View {
     }
 
     /// Shows the states that come while `work` is being done, and gives the terminal back.
-    pub(crate) async fn during<T>(mut self, mut states: watch::Receiver<State>, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn during<T>(&mut self, mut states: watch::Receiver<State>, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             let state = states.borrow_and_update().clone();
@@ -61,13 +61,15 @@ impl View {
         }
     }
 
-    /// Leaves the terminal to others.
+    /// Leaves the terminal to others. What was shown is not shown again.
     pub(crate) fn finish(&mut self) {
-        for (_, line) in std::mem::take(&mut self.lines) {
-            if let Some(bar) = line.bar.filter(|bar| !bar.is_finished()) {
+        for line in self.lines.values_mut() {
+            if let Some(bar) = line.bar.take().filter(|bar| !bar.is_finished()) {
                 bar.abandon();
             }
         }
+        // New bars must not redraw the old ones.
+        self.bars = self.bars.take().map(|_| MultiProgress::new());
     }
 
     fn line(&mut self, subject: &str, text: &str, done: bool) {
