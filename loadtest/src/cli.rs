@@ -57,7 +57,7 @@ struct IngestArgs {
     /// Packets per second (open loop); without it as fast as the window allows (closed loop).
     #[arg(long)]
     rate: Option<f64>,
-    /// Chooses ids and contents: a second load with the same seed sends duplicates. Default: the clock.
+    /// Chooses ids and contents: a second load of the same seed and shape sends duplicates. Default: the clock.
     #[arg(long)]
     seed: Option<u64>,
     /// Give a stream up that hears nothing for this long.
