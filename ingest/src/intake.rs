@@ -57,7 +57,8 @@ impl Intake {
         match self.admission.admit(reservation, packets as u32).await {
             Ok(permit) => {
                 let span = origin.span(packets);
-                let headers = self.producer.request_headers(&origin.traceparent(&span, self.exports_traces));
+                let traceparent = origin.traceparent(&span, self.exports_traces);
+                let headers = self.producer.request_headers(&traceparent, origin.tracestate());
                 self.produce(request, &reply, permit, &headers).instrument(span).await;
             }
             // The reservation is held until the answers are made.

@@ -81,13 +81,16 @@ impl Producer {
     }
 
     /// Headers for the records of one request.
-    pub fn request_headers(&self, traceparent: &str) -> RequestHeaders {
-        let headers = OwnedHeaders::new_with_capacity(6)
+    pub fn request_headers(&self, traceparent: &str, tracestate: Option<&str>) -> RequestHeaders {
+        let mut headers = OwnedHeaders::new_with_capacity(7)
             .insert(header(headers::TRACEPARENT, traceparent))
             .insert(header(headers::REGION, &self.region))
             .insert(header(headers::CONTENT_TYPE, headers::CONTENT_TYPE_PROTOBUF))
             .insert(header(headers::SCHEMA, headers::SCHEMA_CODE_PACKET))
             .insert(header(headers::CHECKED, headers::CHECKED_GZIP));
+        if let Some(tracestate) = tracestate {
+            headers = headers.insert(header(headers::TRACESTATE, tracestate));
+        }
         RequestHeaders(headers)
     }
 
@@ -163,11 +166,9 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        kafka::context::log_error(&error, reason);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            tracing::error!(%error, reason, "the producer can do no more");
             self.broken.cancel();
-        } else {
-            kafka::context::log_error(&error, reason);
         }
     }
 }

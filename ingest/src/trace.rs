@@ -24,6 +24,7 @@ pub struct Origin {
     call: Call,
     /// The client's `traceparent` as it was sent, if it is one.
     traceparent: Option<String>,
+    tracestate: Option<String>,
     parent: Context,
 }
 
@@ -32,8 +33,9 @@ impl Origin {
     pub fn of(call: Call, headers: &HeaderMap) -> Self {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
         let valid = parent.span().span_context().is_valid();
-        let traceparent = Headers(headers).get("traceparent").filter(|_| valid).map(str::to_owned);
-        Self { request_id: request_id(headers), call, traceparent, parent }
+        let sent = |name| Headers(headers).get(name).filter(|_| valid).map(str::to_owned);
+        let (traceparent, tracestate) = (sent("traceparent"), sent("tracestate"));
+        Self { request_id: request_id(headers), call, traceparent, tracestate, parent }
     }
 
     /// A span for one request of the call, a child of the client's.
@@ -70,6 +72,11 @@ impl Origin {
             // Zero is no valid id; both numbers have their lowest bit set.
             None => format!("00-{:032x}-{:016x}-00", rand::random::<u128>() | 1, rand::random::<u64>() | 1),
         }
+    }
+
+    /// The client's `tracestate`, untouched. It is meaningless without its `traceparent`.
+    pub fn tracestate(&self) -> Option<&str> {
+        self.tracestate.as_deref()
     }
 }
 

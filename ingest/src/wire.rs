@@ -150,6 +150,7 @@ fn truncated() -> DecodeError {
 mod tests {
     use super::*;
     use coderelay_schemas::pb;
+    use proptest::prelude::*;
     use prost::Message;
 
     fn packet(repo_id: &str) -> pb::CodePacket {
@@ -201,5 +202,26 @@ mod tests {
             Some(TextField::Metadata)
         );
         assert_eq!(non_utf8_field(Bytes::from_static(b"\x0a\x01a")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = Bytes::from(bytes);
+            let _ = RawRequest::decode(Call::Publish, bytes.clone(), 10);
+            let _ = non_utf8_field(bytes);
+        }
+
+        /// What the generated types read, this reads too.
+        #[test]
+        fn requests_are_read_as_the_generated_types_read_them(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let bytes = Bytes::from(bytes);
+            if let Ok(request) = pb::PublishRequest::decode(bytes.clone()) {
+                let raw = RawRequest::decode(Call::Publish, bytes, 100).unwrap();
+                prop_assert_eq!(raw.seq, request.seq);
+                let packets: Vec<_> = raw.packets.into_iter().map(|p| pb::CodePacket::decode(p).unwrap()).collect();
+                prop_assert_eq!(packets, request.packets);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{World, committed, gzip, packet, packets, reason, refusal, request};
+use crate::world::{World, committed, gzip, is_committed, packet, packets, reason, refusal, request};
 
 fn with_content(content: Vec<u8>) -> Vec<u8> {
     CodePacket { content: content.into(), ..packet("acme/api", "") }.encode_to_vec()
@@ -109,7 +109,7 @@ async fn a_created_at_that_is_a_year_off_is_replaced() {
     let year = Duration::from_secs(365 * 24 * 3600);
     let off = [SystemTime::now() - year, SystemTime::now() + year]
         .map(|time| CodePacket { created_at: Some(time.into()), ..packet("acme/api", &format!("{time:?}")) });
-    world.publish(off.to_vec()).await.iter().for_each(|result| drop(committed(result).clone()));
+    assert!(world.publish(off.to_vec()).await.iter().all(is_committed));
     for record in world.records().await {
         let stored = CodePacket::decode(record.payload().unwrap()).unwrap();
         let created_at = SystemTime::try_from(stored.created_at.unwrap()).unwrap();
@@ -144,7 +144,7 @@ async fn a_request_over_the_message_limit_ends_its_own_call_only() {
     let requests = tokio_stream::iter([request(0, packets("before", 3)), request(3, vec![large])]);
     let mut responses = client.publish(requests).await.unwrap().into_inner();
     let first = responses.next().await.unwrap().unwrap();
-    first.results.iter().for_each(|result| drop(committed(result).clone()));
+    assert!(first.results.iter().all(is_committed));
     assert_eq!(responses.next().await.unwrap().unwrap_err().code(), Code::OutOfRange);
 
     let batch = PublishBatchRequest { packets: packets("after", 1) };

@@ -15,7 +15,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::world::{PARTITIONS, World, committed, eventually, headers, packet, packets, request};
+use crate::world::{PARTITIONS, World, committed, eventually, headers, is_committed, packet, packets, request};
 
 fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
@@ -111,9 +111,11 @@ async fn trace_and_request_id_are_taken_and_passed_on() {
     let mut call = tonic::Request::new(PublishBatchRequest { packets: packets("trace", 1) });
     call.metadata_mut().insert("x-request-id", "build-42".parse().unwrap());
     call.metadata_mut().insert("traceparent", TRACEPARENT.parse().unwrap());
+    call.metadata_mut().insert("tracestate", "vendor=1".parse().unwrap());
     let response = world.client().await.publish_batch(call).await.unwrap();
     assert_eq!(response.metadata().get("x-request-id").unwrap(), "build-42");
-    assert_eq!(headers(&world.records().await[0])["traceparent"], TRACEPARENT);
+    let headers = headers(&world.records().await[0]);
+    assert_eq!((&*headers["traceparent"], &*headers["tracestate"]), (TRACEPARENT, "vendor=1"));
 
     let stream = tokio_stream::iter([request(0, Vec::new())]);
     let response = world.client().await.publish(stream).await.unwrap();
@@ -126,7 +128,7 @@ async fn a_compressed_call_is_understood() {
     let mut client = world.client().await.send_compressed(tonic::codec::CompressionEncoding::Gzip);
     let batch = PublishBatchRequest { packets: packets("compressed", 10) };
     let results = client.publish_batch(batch).await.unwrap().into_inner().results;
-    results.iter().for_each(|result| drop(committed(result).clone()));
+    assert!(results.iter().all(is_committed));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use coderelay_schemas::pb::publish_result::Outcome;
 use coderelay_schemas::pb::{PublishBatchRequest, PublishResult};
 use tonic::Code;
 
-use crate::world::{Service, World, committed, eventually, packets, places, reason, records, refusal};
+use crate::world::{Service, World, committed, eventually, is_committed, packets, places, reason, records, refusal};
 
 /// What `ingest` may use at most with its default budget, in MiB.
 const MEMORY: u64 = 256;
@@ -57,7 +57,7 @@ async fn an_outage_costs_neither_memory_nor_packets() {
     let mut last = Vec::new();
     eventually("packets are taken again", async || {
         last = hammer(&service, 1, "after").await;
-        last.iter().all(|result| matches!(result.outcome, Some(Outcome::Committed(_))))
+        last.iter().all(is_committed)
     })
     .await;
     let stored = places(&records(&stack.bootstrap_servers(), &service.topics.packets).await);

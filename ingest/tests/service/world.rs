@@ -232,6 +232,11 @@ pub(crate) fn request(seq: u64, packets: Vec<CodePacket>) -> PublishRequest {
     PublishRequest { seq, packets }
 }
 
+pub(crate) fn is_committed(result: &PublishResult) -> bool {
+    matches!(result.outcome, Some(Outcome::Committed(_)))
+}
+
+/// Where a packet is stored.
 pub(crate) fn committed(result: &PublishResult) -> &Committed {
     match &result.outcome {
         Some(Outcome::Committed(committed)) => committed,

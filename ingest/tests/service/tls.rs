@@ -1,0 +1,88 @@
+//! The gRPC port with TLS, and with clients that must show a certificate.
+
+use std::path::{Path, PathBuf};
+
+use coderelay_schemas::pb::PublishBatchRequest;
+use coderelay_schemas::pb::ingest_client::IngestClient;
+use ingest::config::TlsConfig;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity};
+
+use crate::world::{World, committed, packets};
+
+/// An authority and what it has signed.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer, dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Certificate and key for a name, both PEM.
+    fn sign(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn write(&self, name: &str, pem: &str) -> PathBuf {
+        let path: &Path = self.dir.path();
+        std::fs::write(path.join(name), pem).unwrap();
+        path.join(name)
+    }
+
+    fn server(&self, clients_must_show: bool) -> TlsConfig {
+        let (certificate, key) = self.sign("localhost");
+        TlsConfig {
+            certificate: self.write("server.pem", &certificate),
+            key: self.write("server.key", &key),
+            client_ca: clients_must_show.then(|| self.write("ca.pem", &self.issuer.pem())),
+        }
+    }
+
+    async fn connect(&self, world: &World, identity: Option<Identity>) -> Result<Channel, Error> {
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.issuer.pem())).domain_name("localhost");
+        if let Some(identity) = identity {
+            tls = tls.identity(identity);
+        }
+        let address = format!("https://127.0.0.1:{}", world.config.grpc.listen.port());
+        Endpoint::from_shared(address)?.tls_config(tls)?.connect().await
+    }
+}
+
+async fn publish(channel: Channel) -> Result<(), tonic::Status> {
+    let batch = PublishBatchRequest { packets: packets("tls", 1) };
+    let response = IngestClient::new(channel).publish_batch(batch).await?;
+    committed(&response.into_inner().results[0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_clients_see_the_certificate() {
+    coderelay_runtime::tls::install_provider();
+    let authority = Authority::new();
+    let world = World::with(|config| config.grpc.tls = Some(authority.server(false))).await;
+    publish(authority.connect(&world, None).await.unwrap()).await.unwrap();
+    assert!(Authority::new().connect(&world, None).await.is_err(), "not the authority that signed it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_without_a_certificate_are_turned_away() {
+    coderelay_runtime::tls::install_provider();
+    let authority = Authority::new();
+    let world = World::with(|config| config.grpc.tls = Some(authority.server(true))).await;
+    let (certificate, key) = authority.sign("client");
+    let identity = Identity::from_pem(certificate, key);
+    publish(authority.connect(&world, Some(identity)).await.unwrap()).await.unwrap();
+    // TLS 1.3: the client learns of it with its first bytes.
+    if let Ok(channel) = authority.connect(&world, None).await {
+        assert!(publish(channel).await.is_err());
+    }
+}
