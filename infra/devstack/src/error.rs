@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A program the stack is made of is not installed.
-    #[error("{program} is missing: install it, on Debian and Ubuntu with `{install}`")]
+    #[error("{program} is missing: `infra/dev setup` installs it, or on Debian and Ubuntu `{install}`")]
     MissingProgram {
         /// The program that was looked for.
         program: String,

@@ -108,7 +108,7 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
 }
 
 /// A Java 17, which is what both Cassandra 5.0 (nothing later) and Kafka 4 (nothing earlier) run on: of `JAVA_HOME`, of the
-/// `PATH`, or of the places where distributions put it.
+/// `PATH`, of the places where distributions put it, or the one that `infra/dev` fetches where there is none.
 ///
 /// # Errors
 /// [`Error::MissingProgram`] if there is none.
