@@ -3,7 +3,6 @@
 //! Client, services, broker and store share the machine's cores. Each run measures ingest while the processor is stopped,
 //! then starts the processor on the backlog and measures how it drains. Rates are medians of the runs.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -101,11 +100,14 @@ pub enum Target {
 }
 
 impl Figure {
-    /// The middle value of the runs; of an even number, the worse of the middle two for a rate, the better for a cost.
+    /// The middle value of the runs, or between the middle two; not a number where a run found none.
     pub fn median(&self) -> f64 {
         let mut values = self.values.clone();
         values.sort_by(f64::total_cmp);
-        values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+        match values.as_slice() {
+            [] => f64::NAN,
+            sorted => f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]),
+        }
     }
 
     /// The smallest and the largest value of the runs.
@@ -141,23 +143,20 @@ impl FiguresReport {
 /// # Errors
 /// When the stack or a service does not start or ends early.
 pub async fn measure(args: &Figures) -> Result<FiguresReport> {
-    ensure!(args.runs > 0, "runs must be 1 or more");
+    ensure!(args.runs > 0 && args.packets > 0, "runs and packets must be 1 or more");
     let origin = Origin::here()?;
     let bench = Bench::start(args).await?;
     let corpus = args.shape.corpus(clock_seed())?;
-    let mut runs = Vec::new();
-    let mut first = 0;
-    // The warm-up is a run like the others, whose figures are dropped.
-    for (number, packets) in std::iter::once(args.warm_up).chain((0..args.runs).map(|_| args.packets)).enumerate() {
-        let load = args.shape.load(bench.endpoint.clone(), first, packets);
-        first += packets;
+    let (mut runs, mut first) = (Vec::new(), 0);
+    // Run 0 is the warm-up: a run like the others whose figures are dropped.
+    for number in 0..=args.runs {
+        let packets = if number == 0 { args.warm_up } else { args.packets };
         if packets == 0 {
             continue;
         }
-        eprintln!(
-            "loadtest: {} of {packets} packets",
-            if number == 0 { "warm-up".to_owned() } else { format!("run {number}") }
-        );
+        eprintln!("loadtest: run {number} of {}, {packets} packets", args.runs);
+        let load = args.shape.load(bench.endpoint.clone(), first, packets);
+        first += packets;
         let ingest = ingest::measure(corpus.clone(), &load, 0, &bench.watched("ingest", &bench.ingest)).await?;
         let drain = bench.drain().await?;
         if number > 0 {
@@ -253,34 +252,38 @@ async fn end(service: &Process) -> Result<()> {
 }
 
 fn figures(runs: &[Run]) -> Vec<Figure> {
-    let figure = |what, unit, target, value: &dyn Fn(&Run) -> f64| Figure {
-        what,
-        unit,
-        target,
-        values: runs.iter().map(value).collect(),
+    use Target::{AtLeast, Below};
+    let figure = |what, unit, target, value: &dyn Fn(&Run) -> f64| {
+        let values = runs.iter().map(value).collect();
+        Figure { what, unit, target, values }
     };
-    let usage = |processes: &[Usage], name: &str| -> BTreeMap<&'static str, f64> {
-        let Some(usage) = processes.iter().find(|usage| usage.name == name) else { return BTreeMap::new() };
-        BTreeMap::from([("cpu", usage.cpu_seconds_per_100k), ("rss", usage.peak_rss_bytes as f64 / 1e6)])
-    };
-    let of = |processes: &[Usage], name: &str, key: &str| usage(processes, name).get(key).copied().unwrap_or(f64::NAN);
+    let per_100k = "CPU-s per 100,000";
     vec![
-        figure("ingest: acknowledged", "packets/s", Some(Target::AtLeast(80_000.0)), &|run| run.ingest.per_second),
+        figure("ingest: acknowledged", "packets/s", Some(AtLeast(80_000.0)), &|run| run.ingest.per_second),
         figure("ingest: acknowledgement p50", "ms", None, &|run| run.ingest.latency_ms.p50),
         figure("ingest: acknowledgement p99", "ms", None, &|run| run.ingest.latency_ms.p99),
-        figure("ingest: peak RSS", "MB", Some(Target::Below(256.0)), &|run| of(&run.ingest.processes, "ingest", "rss")),
-        figure("ingest: CPU", "s per 100,000", None, &|run| of(&run.ingest.processes, "ingest", "cpu")),
-        figure("processor: stored and committed", "records/s", Some(Target::AtLeast(25_000.0)), &|run| {
-            run.drain.per_second
-        }),
-        figure("processor: commit p50", "ms", Some(Target::Below(20.0)), &|run| {
-            run.drain.commit_p50_ms.unwrap_or(f64::NAN)
-        }),
-        figure("processor: peak RSS", "MB", Some(Target::Below(512.0)), &|run| {
-            of(&run.drain.processes, "processor", "rss")
-        }),
-        figure("processor: CPU", "s per 100,000", None, &|run| of(&run.drain.processes, "processor", "cpu")),
+        figure("ingest: peak RSS", "MB", Some(Below(256.0)), &|run| peak_rss(&run.ingest.processes, "ingest")),
+        figure("ingest", per_100k, None, &|run| cpu(&run.ingest.processes, "ingest")),
+        figure("kafka beside it", per_100k, None, &|run| cpu(&run.ingest.processes, "kafka")),
+        figure("loadtest beside it", per_100k, None, &|run| cpu(&run.ingest.processes, "loadtest")),
+        figure("processor: stored and committed", "records/s", Some(AtLeast(25_000.0)), &|run| run.drain.per_second),
+        figure("processor: commit p50", "ms", Some(Below(20.0)), &|run| run.drain.commit_p50_ms.unwrap_or(f64::NAN)),
+        figure("processor: commit p99", "ms", None, &|run| run.drain.commit_p99_ms.unwrap_or(f64::NAN)),
+        figure("processor: peak RSS", "MB", Some(Below(512.0)), &|run| peak_rss(&run.drain.processes, "processor")),
+        figure("processor", per_100k, None, &|run| cpu(&run.drain.processes, "processor")),
+        figure("kafka beside it", per_100k, None, &|run| cpu(&run.drain.processes, "kafka")),
+        figure("cassandra beside it", per_100k, None, &|run| cpu(&run.drain.processes, "cassandra")),
     ]
+}
+
+/// CPU seconds of the process `name` for every 100,000 records.
+fn cpu(processes: &[Usage], name: &str) -> f64 {
+    processes.iter().find(|usage| usage.name == name).map_or(f64::NAN, |usage| usage.cpu_seconds_per_100k)
+}
+
+/// Most memory the process `name` held, in MB.
+fn peak_rss(processes: &[Usage], name: &str) -> f64 {
+    processes.iter().find(|usage| usage.name == name).map_or(f64::NAN, |usage| usage.peak_rss_bytes as f64 / 1e6)
 }
 
 #[cfg(test)]
@@ -296,6 +299,12 @@ mod tests {
         let figure = figure(Target::AtLeast(100.0), &[90.0, 300.0, 80.0]);
         assert_eq!((figure.median(), figure.range()), (90.0, (80.0, 300.0)));
         assert_eq!(figure.meets_target(), Some(false));
+    }
+
+    #[test]
+    fn the_median_of_two_runs_lies_between_them() {
+        let figure = figure(Target::Below(20.0), &[30.0, 10.0]);
+        assert_eq!((figure.median(), figure.meets_target()), (20.0, Some(false)));
     }
 
     #[test]
