@@ -5,16 +5,16 @@
 //! ```
 
 pub mod cli;
-pub mod mistake;
-pub mod secret;
 pub mod source;
-pub mod units;
-
-mod check;
-mod document;
 mod merge;
 mod schema;
+mod format;
+pub mod units;
+pub mod secret;
+mod check;
 mod words;
+pub mod mistake;
+mod document;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,16 +1,14 @@
-//! What both services stand on.
+//! `command line ─▶ config ─▶ telemetry (over tls) ─▶ lifecycle ─▶ kafka ─▶ admin ─▶ signal ─▶ drain ─▶ exit code`
 //!
-//! ```text
-//! config ─▶ tls ─▶ telemetry ─▶ lifecycle (signals, drain) ─▶ kafka (client settings, figures) ─▶ admin (/metrics, /livez, /readyz) ; service = all of it in one call
-//! ```
+//! What the services share. [`service`] runs that line for a service, whose `main` is one call of [`Service::main`].
 
-pub mod admin;
-pub mod config;
-pub mod kafka;
-pub mod lifecycle;
 pub mod service;
-pub mod telemetry;
+pub mod config;
 pub mod tls;
+pub mod telemetry;
+pub mod lifecycle;
+pub mod kafka;
+pub mod admin;
 
 pub use service::{Service, ServiceConfig};
 pub use tokio_util::sync::CancellationToken;

@@ -1,9 +1,8 @@
 //! Logs, traces and metrics of a service.
 
-pub mod logs;
+mod logs;
 pub mod metrics;
 pub mod propagation;
-
 mod traces;
 
 use std::path::PathBuf;
@@ -27,11 +26,11 @@ pub struct TelemetryConfig {
     /// Shape of the log on standard error: `human` on a terminal and `json` elsewhere when `auto`.
     pub log_format: LogFormat,
     /// Which logs to write, as in `RUST_LOG`: `info`, or `info,librdkafka=debug,ingest=trace`.
-    #[garde(custom(logs::is_filter))]
+    #[schemars(extend("format" = "log-filter"))]
     pub log_filter: String,
     /// OTLP/gRPC collector to send spans to, as `http://collector:4317` or `https://…`. Unset: spans are not exported, but
     /// the W3C `traceparent` of a request is still passed on.
-    #[garde(inner(custom(traces::is_endpoint)))]
+    #[schemars(extend("format" = "http-url"))]
     pub otlp_endpoint: Option<String>,
     /// PEM file with the certificate authorities of an `https` collector. Unset: those of the system.
     pub otlp_ca: Option<PathBuf>,
@@ -83,7 +82,7 @@ pub struct Telemetry {
 /// Sets up logs, traces, metrics and the propagator for the whole process. Once per process, inside a tokio runtime.
 ///
 /// # Errors
-/// [`TelemetryError`]; nothing is set up then, metrics excepted.
+/// [`TelemetryError`]; the service cannot begin then.
 pub fn init(
     config: &TelemetryConfig,
     service: &'static str,
@@ -96,12 +95,14 @@ pub fn init(
         .build();
     metrics::install(Some(resource.clone()));
     let traces = traces::provider(config, resource)?;
-    tracing_subscriber::registry()
-        .with(traces::layer(&traces))
-        .with(logs::layer(config.log_format, std::io::stderr).with_filter(logs::filter(&config.log_filter)?))
-        .try_init()?;
+    let filter = logs::filter(&config.log_filter)?;
+    // Before there is a log: OpenTelemetry would announce itself in it.
     propagation::install();
     opentelemetry::global::set_tracer_provider(traces.clone());
+    tracing_subscriber::registry()
+        .with(traces::layer(&traces))
+        .with(logs::layer(config.log_format, std::io::stderr).with_filter(filter))
+        .try_init()?;
     Ok(Telemetry { traces })
 }
 

@@ -223,9 +223,9 @@ protocol = "tls"
             r#"kafka.properties.lingre.ms = "5": librdkafka: No such configuration property: "lingre.ms" (relay.toml line 14)"#,
             r#"kafka.security.protocol = "tls": must be one of "plaintext", "ssl", "sasl_plaintext", "sasl_ssl" (relay.toml line 17)"#,
             r#"regoin = "eu": unknown key; did you mean region? (relay.toml line 2)"#,
-            "telemetry.log_filter = \"a=b=c\": must be a filter as in RUST_LOG: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5 (flag --set telemetry.log_filter)",
+            "telemetry.log_filter = \"a=b=c\": must be a filter as in RUST_LOG, such as \"info,librdkafka=debug\" (flag --set telemetry.log_filter)",
             r#"telemetry.log_format = "xml": must be one of "auto", "json", "human" (environment variable CODERELAY_TELEMETRY__LOG_FORMAT)"#,
-            r#"telemetry.otlp_endpoint = "collector:4317": must be a URL such as http://collector:4317 (flag --set telemetry.otlp_endpoint)"#,
+            r#"telemetry.otlp_endpoint = "collector:4317": must be a URL such as "http://collector:4317" (flag --set telemetry.otlp_endpoint)"#,
             "telemetry.trace_ratio = 2.0: must be a number, from 0.0 to 1.0 (flag --set telemetry.trace_ratio)",
             "tls.key: required but not set (environment variable CODERELAY_TLS__CERTIFICATE)",
             r#"tls.keys = "b.pem": unknown key; did you mean tls.key? (flag --set tls.keys)"#,
@@ -245,6 +245,18 @@ fn rules_across_keys_point_at_the_key_at_fault() {
             "kafka.security.tls.key: required with cert (relay.toml line 5)",
         ]
     );
+    let world = World::new().file("regoin = 1\n[kafka.security]\nprotocol = 'sasl_ssl'\n");
+    assert_eq!(
+        world.mistakes(),
+        [
+            "kafka.security.sasl.password: required with protocol sasl_ssl (default)",
+            "kafka.security.sasl.username: required with protocol sasl_ssl (default)",
+            "regoin = 1: unknown key; did you mean region? (relay.toml line 1)",
+        ],
+        "beside other mistakes"
+    );
+    let world = World::new().file("[kafka.security]\nprotocol = 'tls'\n").flag("kafka.security.sasl.username=me");
+    assert_eq!(world.mistakes().len(), 1, "the username may well fit the protocol that was meant");
     let world = World::new().flag("kafka.security.sasl.username=me").flag("kafka.security.tls.ca=ca.pem");
     assert_eq!(
         world.mistakes(),

@@ -9,7 +9,7 @@ use super::merge::{Merged, dotted};
 use super::mistake::{Mistake, Mistakes};
 use super::schema::{Node, Schema};
 use super::secret::{REDACTED, names_a_secret};
-use super::words::Words;
+use super::words::{OWN_RULE, Words};
 
 /// Two names closer than this are taken for a slip of the hand (Jaro-Winkler, 0 to 1).
 const CLOSE_MATCH: f64 = 0.8;
@@ -19,11 +19,13 @@ pub(super) struct Check<'a> {
     schema: &'a Schema,
     merged: Merged,
     mistakes: Mistakes,
+    /// Tables in which a value that had the wrong type or form was replaced by its default.
+    replaced: Vec<Vec<String>>,
 }
 
 impl<'a> Check<'a> {
     pub(super) fn new(schema: &'a Schema, merged: Merged, mistakes: Vec<Mistake>) -> Self {
-        Self { schema, merged, mistakes: Mistakes(mistakes) }
+        Self { schema, merged, mistakes: Mistakes(mistakes), replaced: Vec::new() }
     }
 
     /// Names and types against the schema, then ranges and rules across keys.
@@ -107,6 +109,7 @@ impl<'a> Check<'a> {
         let value = self.merged.value(path).map(|value| render(value, self.is_secret(path)));
         let allowed = node.map_or_else(|| "not allowed".to_owned(), |node| format!("must be {}", node.allowed()));
         self.push(path, value, allowed);
+        self.replaced.extend(path.split_last().map(|(_, table)| table.to_vec()));
     }
 
     /// What the schema cannot express shows here; each failure is noted, replaced by its default, and the rest tried again.
@@ -136,17 +139,23 @@ impl<'a> Check<'a> {
         let known = self.mistakes.clone();
         for (path, error) in report.iter() {
             let table = path.to_string().replace('[', ".").replace(']', "");
-            for line in error.message().lines() {
+            let own_rule = error.message().starts_with(OWN_RULE);
+            for line in error.message().trim_start_matches(OWN_RULE).lines() {
                 let (path, message) = self.point_at(&table, line);
-                // Where a value was replaced by its default, or may have been, the rule says nothing about what the operator wrote.
-                let doubtful = !known.0.is_empty() && self.merged.origin(&path).is_none();
-                if doubtful || known.concern(&dotted(&path)) {
+                if known.concern(&dotted(&path)) || (!own_rule && self.is_beside_a_default_by_mistake(&path)) {
                     continue;
                 }
                 let value = self.merged.value(&path).filter(|value| !value.is_object());
                 self.push(&path, value.map(|value| render(value, self.is_secret(&path))), message.to_owned());
             }
         }
+    }
+
+    /// Whether a value in the same table, or in one around it, is only a default because what was given was wrong: a rule that compares
+    /// the two says nothing about what the operator wrote. The entries of a map are not compared.
+    fn is_beside_a_default_by_mistake(&self, path: &[String]) -> bool {
+        let in_map = path.split_last().and_then(|(_, table)| self.schema.at(table)).is_some_and(Node::is_map);
+        !in_map && self.replaced.iter().any(|table| !table.is_empty() && path.starts_with(table))
     }
 
     fn point_at<'m>(&self, table: &str, message: &'m str) -> (Vec<String>, &'m str) {

@@ -1,39 +1,12 @@
 //! The JSON schema of a configuration type, read along key paths: what a key may hold, in words and for coercion.
 
-use std::net::SocketAddr;
-
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use serde_json::{Map, Value, json};
 
-use super::units::{DURATION_FORMAT, HumanDuration, HumanSize, SIZE_FORMAT};
-
-/// A `format` that is checked with the rest of the schema, so that its mistakes are reported with the rest.
-struct Format {
-    name: &'static str,
-    words: &'static str,
-    fits: fn(&str) -> bool,
-}
-
-/// A type of a foreign crate takes one with `#[schemars(extend("format" = "socket-address"))]`.
-const FORMATS: [Format; 3] = [
-    Format {
-        name: DURATION_FORMAT,
-        words: r#"a duration such as "250ms", "15s" or "1h 30m""#,
-        fits: |text| text.parse::<HumanDuration>().is_ok(),
-    },
-    Format {
-        name: SIZE_FORMAT,
-        words: r#"a size such as "512B", "64KiB" or "4MiB""#,
-        fits: |text| text.parse::<HumanSize>().is_ok(),
-    },
-    Format {
-        name: "socket-address",
-        words: r#"an IP address and a port, such as "127.0.0.1:9464" or "[::]:9464""#,
-        fits: |text| text.parse::<SocketAddr>().is_ok(),
-    },
-];
+use super::format::FORMATS;
+use super::units::{DURATION_FORMAT, SIZE_FORMAT};
 
 /// The whole schema, with every reference inlined and unknown keys refused in every table.
 #[derive(Debug)]
@@ -74,7 +47,7 @@ impl Schema {
         path
     }
 
-    /// A validator that also knows the formats of [`super::units`].
+    /// A validator that also knows our formats.
     pub(super) fn validator(&self) -> Result<jsonschema::Validator, String> {
         FORMATS
             .iter()
@@ -288,6 +261,7 @@ mod tests {
     use schemars::JsonSchema;
 
     use super::*;
+    use crate::config::HumanDuration;
 
     #[derive(JsonSchema)]
     #[expect(dead_code, reason = "only its schema is read")]

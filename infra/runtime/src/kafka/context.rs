@@ -1,9 +1,13 @@
 //! What librdkafka says, as logs and metrics.
 
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::statistics::Statistics;
 
@@ -49,15 +53,44 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// A client-wide error, such as "all brokers are down". librdkafka goes on trying, so it is a warning.
+/// A client-wide error, such as "all brokers are down". librdkafka goes on trying and says so twenty times a second: an error of one
+/// kind is logged once in [`QUIET`], as a warning. A fatal one is always logged.
 pub fn log_error(error: &KafkaError, reason: &str) {
-    tracing::warn!(target: "librdkafka", %error, "{reason}");
+    static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
+    let code = error.rdkafka_error_code();
+    if code == Some(RDKafkaErrorCode::Fatal) {
+        tracing::error!(target: "librdkafka", %error, "{reason}");
+        return;
+    }
+    if let Some(repeated) = SEEN.lock().unwrap_or_else(PoisonError::into_inner).admit(code, Instant::now()) {
+        tracing::warn!(target: "librdkafka", %error, repeated, "{reason}");
+    }
+}
+
+/// For so long an error is not logged again.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// When each kind of error was last logged, and how often it was not since.
+#[derive(Debug, Default)]
+struct Seen(HashMap<Option<i32>, (Instant, u64)>);
+
+impl Seen {
+    /// Whether to log it now, and if so how often it was kept back before.
+    fn admit(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> Option<u64> {
+        let code = code.map(|code| code as i32);
+        match self.0.get_mut(&code) {
+            Some((logged, repeated)) if now.duration_since(*logged) < QUIET => {
+                *repeated += 1;
+                None
+            }
+            _ => Some(self.0.insert(code, (now, 0)).map_or(0, |(_, repeated)| repeated)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::{Duration, Instant};
 
     use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -92,5 +125,18 @@ mod tests {
             }
             assert!(Instant::now() < deadline, "no figures in\n{text}");
         }
+    }
+
+    #[test]
+    fn an_error_that_repeats_is_logged_once_in_a_while() {
+        let (down, transport) =
+            (Some(RDKafkaErrorCode::AllBrokersDown), Some(RDKafkaErrorCode::BrokerTransportFailure));
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        assert_eq!(seen.admit(down, start), Some(0));
+        assert_eq!(seen.admit(transport, start), Some(0), "another kind");
+        assert_eq!(seen.admit(down, start + QUIET / 2), None);
+        assert_eq!(seen.admit(down, start + QUIET / 2), None);
+        assert_eq!(seen.admit(down, start + QUIET), Some(2));
+        assert_eq!(seen.admit(down, start + QUIET), None);
     }
 }

@@ -29,11 +29,6 @@ pub(super) fn filter(directives: &str) -> Result<EnvFilter, tracing_subscriber::
     EnvFilter::builder().parse(directives)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
-pub(super) fn is_filter(directives: &str, (): &()) -> garde::Result {
-    filter(directives).map(drop).map_err(|error| garde::Error::new(format!("must be a filter as in RUST_LOG: {error}")))
-}
-
 pub(super) fn layer<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,

@@ -50,12 +50,3 @@ pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(provider: &SdkTracer
     let spans = Targets::new().with_default(LevelFilter::INFO).with_targets(transport);
     tracing_opentelemetry::layer().with_tracer(provider.tracer(TRACER)).with_filter(spans)
 }
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "garde's signature")]
-pub(super) fn is_endpoint(endpoint: &str, (): &()) -> garde::Result {
-    let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() => Ok(()),
-        _ => Err(garde::Error::new("must be a URL such as http://collector:4317")),
-    }
-}
