@@ -11,8 +11,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::connect::Connection;
 use crate::delivery::{Delivery, deliver};
-use crate::evidence::{Evidence, Run, Topics};
+use crate::evidence::{Evidence, Run};
 use crate::exit::{Exit, Refusal};
+use crate::findings::Before;
 use crate::groups::{GROUP, committed_offsets};
 use crate::output::Output;
 use crate::packer::Packer;
@@ -54,8 +55,7 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
         limits: PacketLimits::default(),
     });
 
-    let before = tokio::task::block_in_place(|| Topics::mark(connection))?;
-    let counted = crate::evidence::duplicates_counted(connection).await;
+    let before = Before::mark(connection).await?;
     let mut deliveries = Vec::new();
     for what in ["first pass", "second pass"] {
         let sources = Arc::clone(&sources);
@@ -83,8 +83,8 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
             args.timeout, args.group
         ));
     }
-    let run = Run { repo_id: packer.repo_id.clone(), created_at, sources, deliveries, goal, behind };
-    let evidence = Evidence::gather(&run, &before, counted, connection).await?;
+    let run = Run { repo_id: packer.repo_id.clone(), created_at, sources, deliveries, behind };
+    let evidence = Evidence::gather(&run, &before, connection).await?;
     evidence.show(output)?;
     Ok(if evidence.holds() { Exit::Success } else { Exit::Failure })
 }

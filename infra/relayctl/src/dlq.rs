@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::connect::{Connection, REQUEST_TIMEOUT};
 use crate::dead_letter::{DeadLetter, Listed, Origin, Place};
 use crate::exit::{Exit, Refusal};
-use crate::output::Output;
+use crate::output::{Output, count};
 use crate::position::{Moment, Position};
 use crate::progress::{Progress, remark};
 use crate::reader::{Offsets, Reader};
@@ -30,7 +30,7 @@ pub(crate) enum DlqCommand {
         filter: Filter,
         /// End after this many
         #[arg(long, short = 'n', value_name = "COUNT")]
-        limit: Option<usize>,
+        limit: Option<u64>,
     },
     /// Show one dead letter in full: headers, packet, value
     Show {
@@ -121,7 +121,7 @@ fn scan(
     })
 }
 
-fn list(filter: &Filter, limit: Option<usize>, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+fn list(filter: &Filter, limit: Option<u64>, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     let mut shown = 0;
     scan(filter, connection, |letter| {
@@ -134,8 +134,9 @@ fn list(filter: &Filter, limit: Option<usize>, connection: &Connection, output: 
         output.stream(&Listed::from(&letter))?;
         Ok(ControlFlow::Continue(()))
     })?;
-    let counts: Vec<_> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    output.say(&format!("{shown} dead letters{}{}", if shown == 0 { "" } else { ": " }, counts.join(", ")))?;
+    let counts: Vec<_> = reasons.iter().map(|(reason, letters)| format!("{letters} {reason}")).collect();
+    let colon = if shown == 0 { "" } else { ": " };
+    output.say(&format!("{}{colon}{}", count(shown, "dead letter"), counts.join(", ")))?;
     Ok(Exit::Success)
 }
 
@@ -279,21 +280,22 @@ fn report(done: &Tally, replay: &Replay, output: &mut Output) -> anyhow::Result<
     if output.is_json() {
         output.document(done)?;
     }
-    for (topic, count) in &done.topics {
+    for (topic, records) in &done.topics {
         let verb = if done.dry_run { "would go back" } else { "went back" };
-        output.say(&format!("{count} records {verb} to {topic}"))?;
+        output.say(&format!("{} {verb} to {topic}", count(*records, "record")))?;
     }
     if done.id_conflicts > 0 {
         remark(&format!(
-            "{} dead letters with reason id_conflict left out: their packet id belongs to other content, so they would \
-             conflict again. Push that content under another id, or insist with --reason id_conflict.",
-            done.id_conflicts
+            "left out {} with reason id_conflict: the packet id belongs to other content, so they would conflict again. \
+             Push that content under another id, or insist with --reason id_conflict.",
+            count(done.id_conflicts, "dead letter")
         ));
     } else if replay.insists() && done.reasons.contains_key(DlqReason::IdConflict.as_str()) {
         remark("packets with reason id_conflict conflict again for as long as the first use of their id is remembered");
     }
     if done.without_origin > 0 {
-        remark(&format!("{} dead letters left out: their headers do not name a source partition", done.without_origin));
+        let letters = count(done.without_origin, "dead letter");
+        remark(&format!("left out {letters} whose headers do not name a source partition"));
     }
     if done.replayed == 0 && done.id_conflicts + done.without_origin == 0 {
         output.say("no dead letters match")?;

@@ -1,31 +1,24 @@
-//! What a demo run left behind in Kafka and CQL, counted there and compared with what was sent.
+//! What a demo run left behind in Kafka and CQL, compared with what was sent.
 //!
 //! Nothing here trusts the services' word: records are read back from the topics, rows from the table, and content is
 //! unpacked and hashed again.
 
-use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
-use coderelay_schemas::headers::PACKET_ID;
-use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
 use coderelay_schemas::validate::PacketLimits;
 use comfy_table::{Cell, CellAlignment, Color};
-use futures::TryStreamExt as _;
 use prost::Message as _;
-use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers as _};
 use serde::Serialize;
 
-use crate::connect::{Connection, REQUEST_TIMEOUT, url};
+use crate::connect::Connection;
 use crate::delivery::{Delivery, Manifest};
+use crate::findings::{Before, Findings, Sent};
 use crate::output::{Output, size};
 use crate::packer::gunzip;
-use crate::reader::{Offsets, Reader};
 use crate::source::Source;
 use crate::store::{Day, Store};
 
@@ -35,26 +28,8 @@ pub(crate) struct Run {
     pub(crate) created_at: SystemTime,
     pub(crate) sources: Arc<[Source]>,
     pub(crate) deliveries: Vec<Delivery>,
-    /// One past the last acknowledged offset, by topic and partition.
-    pub(crate) goal: BTreeMap<(String, i32), i64>,
     /// Acknowledged records the processor has not committed.
     pub(crate) behind: i64,
-}
-
-/// Where the topics ended before anything was sent.
-pub(crate) struct Topics {
-    packets: Offsets,
-    deduped: Offsets,
-    dlq: Offsets,
-}
-
-impl Topics {
-    /// Blocks.
-    pub(crate) fn mark(connection: &Connection) -> anyhow::Result<Self> {
-        let names = connection.topics();
-        let ends = |topic: &str| Reader::open(connection, topic)?.ends();
-        Ok(Self { packets: ends(&names.packets)?, deduped: ends(&names.deduped)?, dlq: ends(&names.dlq)? })
-    }
 }
 
 /// One line of the table.
@@ -75,68 +50,29 @@ pub(crate) struct Evidence {
     checks: Vec<Check>,
 }
 
-/// The packets of a run found in one topic.
-#[derive(Default)]
-struct Found {
-    records: u64,
-    bytes: u64,
-    /// The sample's record, where it is and its value.
-    sample: Option<(String, Vec<u8>)>,
-}
-
-/// The packets of a run found in the table.
-#[derive(Default)]
-struct Stored {
-    rows: u64,
-    raw_bytes: u64,
-    /// Rows whose unpacked content has the hash of their file.
-    intact: u64,
-}
-
 impl Evidence {
-    /// Reads everything back. `counted` is the processor's count of duplicates before the run, where it told.
-    pub(crate) async fn gather(
-        run: &Run,
-        before: &Topics,
-        counted: Option<u64>,
-        connection: &Connection,
-    ) -> anyhow::Result<Self> {
-        let sent: HashMap<PacketId, &Manifest> =
-            run.deliveries[0].packed().map(|(_, manifest)| (manifest.id, manifest)).collect();
+    /// Reads everything back that was written since `before`.
+    pub(crate) async fn gather(run: &Run, before: &Before, connection: &Connection) -> anyhow::Result<Self> {
+        let sent: Sent<'_> = run.deliveries[0].packed().map(|(_, manifest)| (manifest.id, manifest)).collect();
         // Of all files the median one: neither empty nor the odd giant.
         let mut by_size: Vec<_> = run.deliveries[0].packed().collect();
         by_size.sort_by_key(|(_, manifest)| manifest.raw_bytes);
         let sample = by_size.get(by_size.len() / 2).copied();
         let sample_id = sample.map(|(_, manifest)| manifest.id);
 
-        let names = connection.topics();
-        let (packets, deduped, dead) = tokio::task::block_in_place(|| {
-            let read = |topic: &str, from: &Offsets| find(connection, topic, from, &sent, sample_id);
-            anyhow::Ok((
-                read(&names.packets, &before.packets)?,
-                read(&names.deduped, &before.deduped)?,
-                read(&names.dlq, &before.dlq)?,
-            ))
-        })?;
         let store = Store::connect(connection).await?;
         let day = Day::of(run.created_at);
-        let stored = rows(&store, run, day, &sent).await?;
-
-        let mut checks = counts(run, &sent, &packets, &deduped, &dead, &stored);
-        let removed = packets.records.saturating_sub(deduped.records + dead.records);
-        let expected = packets.records.saturating_sub(sent.len() as u64);
-        checks.push(duplicates(removed, expected, counted, connection).await);
-        checks.extend(sizes(&sent, &deduped, &stored));
+        let findings = Findings::gather((&run.repo_id, day), &sent, sample_id, before, &store, connection).await?;
+        let mut checks = counts(run, &sent, &findings);
+        checks.extend(sizes(&sent, &findings));
         if let Some((tag, manifest)) = sample {
             let source = &run.sources[tag];
             let row = store.packet(&run.repo_id, day, manifest.id).await?;
             let row = row.map(|row| (format!("CQL, {day}"), row.content));
             checks.push(same_content("one packet from CQL", source, row)?);
-            let record = deduped.sample.and_then(|(place, value)| {
-                Some((
-                    format!("{} {place}", names.deduped),
-                    CodePacket::decode(value.as_slice()).ok()?.content.to_vec(),
-                ))
+            let record = findings.deduped.sample.and_then(|(place, value)| {
+                let place = format!("{} {place}", connection.topics().deduped);
+                Some((place, CodePacket::decode(value.as_slice()).ok()?.content.to_vec()))
             });
             checks.push(same_content("one packet from the topic", source, record)?);
         }
@@ -191,64 +127,50 @@ impl Check {
     }
 }
 
-fn counts(
-    run: &Run,
-    sent: &HashMap<PacketId, &Manifest>,
-    packets: &Found,
-    deduped: &Found,
-    dead: &Found,
-    stored: &Stored,
-) -> Vec<Check> {
+fn counts(run: &Run, sent: &Sent<'_>, findings: &Findings) -> Vec<Check> {
+    let Findings { packets, deduped, dead, stored, counted } = findings;
     let distinct = sent.len() as u64;
     let skipped = run.deliveries[0].skipped().count() as u64;
-    let passes = run.deliveries.iter().map(|delivery| delivery.packed().count() as u64);
+    let files = run.sources.len() as u64;
+    let passes = run.deliveries.len() as u64;
+    let packed: usize = run.deliveries.iter().map(|delivery| delivery.packed().count()).sum();
     let receipts = || run.deliveries.iter().flat_map(|delivery| &delivery.receipts);
     let acknowledged = receipts().filter(|receipt| receipt.outcome.is_ok()).count() as u64;
     let again: u64 = receipts().map(|receipt| u64::from(receipt.attempts - 1)).sum();
 
-    let files = Check::equal("files", run.deliveries[0].packed().count() as u64 + skipped, run.sources.len() as u64);
-    let files = if skipped > 0 { files.note(format!("{skipped} of them skipped")) } else { files };
+    let mut all_files = Check::equal("files", run.deliveries[0].packed().count() as u64 + skipped, files);
+    if skipped > 0 {
+        all_files = all_files.note(format!("{skipped} of them skipped"));
+    }
     let mut records = Check::equal("records in the packets topic", packets.records, acknowledged);
     if again > 0 {
         // A packet that was sent again may be in the log more than once: that is what the packet id is for.
         records.holds = packets.records >= acknowledged;
         records = records.note(format!("at least: {again} were sent again"));
     }
-    let goal: u64 = run.goal.len() as u64;
+    let removed = packets.records.saturating_sub(deduped.records + dead.records);
+    let mut duplicates = Check::equal("duplicates removed", removed, packets.records.saturating_sub(distinct));
+    if let Some(counted) = counted {
+        duplicates = duplicates.note(format!("the processor counted {counted}"));
+    }
     vec![
-        files,
-        Check::equal("packets sent, in two passes", passes.sum(), 2 * (run.sources.len() as u64 - skipped)),
-        Check::equal("acknowledged", acknowledged, 2 * (run.sources.len() as u64 - skipped)),
+        all_files,
+        Check::equal("packets sent, in two passes", packed as u64, passes * (files - skipped)),
+        Check::equal("acknowledged", acknowledged, passes * (files - skipped)),
         records,
-        Check::equal("acknowledged, not yet processed", run.behind as u64, 0).note(format!("{goal} partitions")),
+        Check::equal("acknowledged, not yet processed", run.behind as u64, 0),
         Check::equal("rows in CQL", stored.rows, distinct),
+        duplicates,
         Check::equal("records in the deduped topic", deduped.records, distinct),
         Check::equal("dead letters", dead.records, 0),
     ]
 }
 
-/// Duplicates as the difference of what two topics hold, and the processor's own count beside it.
-async fn duplicates(removed: u64, expected: u64, before: Option<u64>, connection: &Connection) -> Check {
-    let check = Check::equal("duplicates removed", removed, expected);
-    let Some(before) = before else { return check };
-    // The processor counts after its commit returned, which may be a moment after the offsets are visible.
-    let mut counted = 0;
-    for _ in 0..20 {
-        counted = duplicates_counted(connection).await.unwrap_or(before).saturating_sub(before);
-        if counted >= removed {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    check.note(format!("the processor counted {counted}"))
-}
-
-fn sizes(sent: &HashMap<PacketId, &Manifest>, deduped: &Found, stored: &Stored) -> Vec<Check> {
+fn sizes(sent: &Sent<'_>, Findings { deduped, stored, .. }: &Findings) -> Vec<Check> {
     let total = |bytes: fn(&Manifest) -> u64| sent.values().map(|manifest| bytes(manifest)).sum::<u64>();
     let (raw, packet, json) = (total(|m| m.raw_bytes), total(|m| m.packet_bytes), total(|m| m.json_bytes));
-    let ratio = |bytes: u64| bytes as f64 / packet.max(1) as f64;
+    let ratio = json as f64 / packet.max(1) as f64;
     vec![
-        Check::equal("contents in CQL with the file's hash", stored.intact, sent.len() as u64).note("BLAKE3, unpacked"),
         Check::equal("bytes, raw", stored.raw_bytes, raw).note(format!("{}, unpacked from CQL", size(raw))),
         Check::equal("bytes, as packets", deduped.bytes, packet)
             .note(format!("{}, read from the deduped topic", size(packet))),
@@ -257,8 +179,9 @@ fn sizes(sent: &HashMap<PacketId, &Manifest>, deduped: &Found, stored: &Stored) 
             found: json.to_string(),
             expected: format!("> {packet}"),
             holds: json > packet,
-            note: format!("{}, {:.2} times the packets (base64)", size(json), ratio(json)),
+            note: format!("{}, {ratio:.2} times the packets (base64)", size(json)),
         },
+        Check::equal("contents in CQL as on disk", stored.intact, sent.len() as u64).note("BLAKE3 of every file"),
     ]
 }
 
@@ -287,88 +210,11 @@ fn same_content(what: &str, source: &Source, found: Option<(String, Vec<u8>)>) -
     })
 }
 
-/// Counts the run's packets in a topic from an offset to its end. Blocks.
-fn find(
-    connection: &Connection,
-    topic: &str,
-    from: &Offsets,
-    sent: &HashMap<PacketId, &Manifest>,
-    sample: Option<PacketId>,
-) -> anyhow::Result<Found> {
-    let reader = Reader::open(connection, topic)?;
-    let mut found = Found::default();
-    reader.read(from, Some(&reader.ends()?), |message| {
-        let id = packet_id(message).filter(|id| sent.contains_key(id));
-        if let Some(id) = id {
-            let value = message.payload().unwrap_or_default();
-            found.records += 1;
-            found.bytes += value.len() as u64;
-            if sample == Some(id) {
-                found.sample = Some((format!("{}@{}", message.partition(), message.offset()), value.to_vec()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
-}
-
-/// The record's packet id, from its header or else from its value.
-fn packet_id(message: &BorrowedMessage<'_>) -> Option<PacketId> {
-    let header = message.headers().and_then(|headers| headers.iter().find(|header| header.key == PACKET_ID));
-    let text = header.and_then(|header| std::str::from_utf8(header.value?).ok()).map(str::to_owned);
-    text.and_then(|text| text.parse().ok()).or_else(|| {
-        let packet = CodePacket::decode(message.payload()?).ok()?;
-        PacketId::from_slice(&packet.packet_id).ok()
-    })
-}
-
-/// Counts the run's packets in the table, and checks every one's content.
-async fn rows(store: &Store, run: &Run, day: Day, sent: &HashMap<PacketId, &Manifest>) -> anyhow::Result<Stored> {
-    let limit = PacketLimits::default().expanded_max.as_u64();
-    let mut stored = Stored::default();
-    let mut rows = store.day(&run.repo_id, day).await?;
-    while let Some(row) = rows.try_next().await? {
-        let Some(manifest) = PacketId::from_slice(&row.packet_id).ok().and_then(|id| sent.get(&id)) else { continue };
-        stored.rows += 1;
-        if let Ok(content) = gunzip(&row.content, limit) {
-            stored.raw_bytes += content.len() as u64;
-            stored.intact += u64::from(blake3::hash(&content) == manifest.hash);
-        }
-    }
-    Ok(stored)
-}
-
-/// How many duplicates the processor says it has dropped; none where its admin port does not answer.
-pub(crate) async fn duplicates_counted(connection: &Connection) -> Option<u64> {
-    let address = format!("{}/metrics", url(&connection.processor_admin).trim_end_matches('/'));
-    let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build().ok()?;
-    let text = client.get(address).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
-    Some(duplicates_in(&text))
-}
-
-/// The processor's counter of records by outcome, in Prometheus' text format; 0 before the first duplicate.
-fn duplicates_in(metrics: &str) -> u64 {
-    let samples = metrics.lines().filter(|line| line.starts_with("coderelay_processor_records_total{"));
-    let duplicates = samples.filter(|line| line.contains("outcome=\"duplicate\""));
-    let values = duplicates.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-    values.sum::<f64>() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::output::Format;
     use crate::output::tests::Captured;
-
-    #[test]
-    fn duplicates_are_found_among_the_metrics() {
-        let metrics = "# TYPE coderelay_processor_records_total counter\n\
-            coderelay_processor_records_total{outcome=\"accepted\"} 7\n\
-            coderelay_processor_records_total{outcome=\"duplicate\",region=\"a\"} 3\n\
-            coderelay_processor_records_total{outcome=\"duplicate\",region=\"b\"} 2\n";
-        assert_eq!(duplicates_in(metrics), 5);
-        assert_eq!(duplicates_in(""), 0);
-    }
 
     #[test]
     fn one_number_that_is_off_is_marked_and_counted() {

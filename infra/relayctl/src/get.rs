@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::connect::Connection;
 use crate::exit::{Exit, Refusal};
-use crate::output::{Output, Row, size};
+use crate::output::{Output, Row, count, size};
 use crate::packer::{PATH, gunzip};
 use crate::position::rfc3339;
 use crate::record::Content;
@@ -81,16 +81,16 @@ pub(crate) async fn run(args: GetArgs, connection: &Connection, output: &mut Out
     }
 
     let mut rows = store.day(&args.repo, day).await?;
-    let (mut count, mut bytes) = (0_u64, 0_u64);
+    let (mut packets, mut bytes) = (0_u64, 0_u64);
     while let Some(stored) = rows.try_next().await? {
-        count += 1;
+        packets += 1;
         bytes += stored.content.len() as u64;
         output.stream(&view(&args, day, stored)?)?;
     }
-    if count == 0 {
+    if packets == 0 {
         bail!(Refusal::NotFound(format!("no packets of {} on {day}", args.repo)));
     }
-    output.say(&format!("{count} packets, {}", size(bytes)))?;
+    output.say(&format!("{}, {}", count(packets, "packet"), size(bytes)))?;
     Ok(Exit::Success)
 }
 

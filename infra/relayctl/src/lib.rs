@@ -20,6 +20,7 @@ mod tail;
 mod topics;
 
 mod evidence;
+mod findings;
 
 mod delivery;
 mod packer;
@@ -32,6 +33,7 @@ mod position;
 mod reader;
 mod record;
 mod store;
+mod cluster;
 
 mod connect;
 mod exit;

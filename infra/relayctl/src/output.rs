@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, TableComponent, presets};
 use serde::Serialize;
 
 /// What standard output carries.
@@ -93,7 +93,8 @@ impl Output {
     /// An empty table in the house style.
     pub(crate) fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_style(TableComponent::HeaderLines, '─').set_style(TableComponent::MiddleHeaderIntersections, '─');
         if let Some(width) = self.width {
             table.set_width(width);
         }
@@ -108,6 +109,11 @@ impl Output {
     fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.sink, "{text}")
     }
+}
+
+/// `1 packet`, `2 packets`.
+pub(crate) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Bytes as people read them: `1.5 KiB`.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::connect::{Connection, REQUEST_TIMEOUT};
@@ -33,11 +34,16 @@ impl Reader {
     pub(crate) fn open(connection: &Connection, topic: &str) -> anyhow::Result<Self> {
         let consumer = connection.consumer("relayctl")?;
         let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
-        let found = metadata.topics().iter().find(|candidate| candidate.name() == topic && candidate.error().is_none());
-        let Some(found) = found.filter(|candidate| !candidate.partitions().is_empty()) else {
-            bail!(Refusal::NotFound(format!("Kafka at {} has no topic {topic}", connection.kafka)));
-        };
-        let partitions = found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect();
+        let found = metadata.topics().iter().find(|candidate| candidate.name() == topic);
+        match found.map(|found| found.error().map(RDKafkaErrorCode::from)) {
+            Some(None) => {}
+            None | Some(Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition)) => {
+                bail!(Refusal::NotFound(format!("Kafka at {} has no topic {topic}", connection.kafka)));
+            }
+            Some(Some(code)) => bail!("{topic}: {code}"),
+        }
+        let partitions = found.map(MetadataTopic::partitions).unwrap_or_default();
+        let partitions = partitions.iter().map(MetadataPartition::id).collect();
         Ok(Self { consumer, topic: topic.to_owned(), partitions })
     }
 

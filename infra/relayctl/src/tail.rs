@@ -15,7 +15,7 @@ use crate::record::{Encoding, Record};
 #[derive(Debug, clap::Args)]
 pub(crate) struct TailArgs {
     /// packets, deduped, ledger, dlq, canary, or the name of any topic that holds packets
-    #[arg(long, short, default_value = "packets")]
+    #[arg(long, short, default_value = "deduped")]
     topic: String,
     /// Only records of this repository
     #[arg(long)]

@@ -3,15 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
-use coderelay_schemas::topics::{TopicSpec, production};
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
-};
-use rdkafka::client::DefaultClientContext;
+use coderelay_schemas::topics::{Replication, TopicSpec, production};
 use serde::Serialize;
 
-use crate::connect::{Connection, REQUEST_TIMEOUT};
+use crate::cluster::{Cluster, Creation, Existing};
+use crate::connect::Connection;
 use crate::exit::Exit;
 use crate::output::{Output, Row};
 use crate::progress::remark;
@@ -57,21 +53,16 @@ impl Wanted {
         }
         specs
     }
-}
 
-/// A topic on the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Existing {
-    partitions: i32,
-    replication_factor: i32,
-    config: BTreeMap<String, Setting>,
-}
-
-/// One topic setting; `own` where it was set on the topic itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Setting {
-    value: String,
-    own: bool,
+    /// Copies of every partition (-1: the brokers' default), and how many of them must have a record.
+    fn replication(&self) -> (i32, Option<i32>) {
+        let Replication { replication_factor, min_insync_replicas } = production();
+        if self.production {
+            (replication_factor, Some(min_insync_replicas))
+        } else {
+            (self.replication_factor.unwrap_or(-1), None)
+        }
+    }
 }
 
 /// One difference between specification and cluster.
@@ -183,10 +174,31 @@ async fn apply(
         // Half a deployment with one count and half with another would break co-partitioning.
         remark("nothing was changed");
     } else {
-        cluster.create(&specs, &changes, wanted).await?;
-        cluster.configure(&changes, &existing).await?;
+        let (replication_factor, insync) = wanted.replication();
+        cluster.create(&missing(&specs, &changes, insync), replication_factor).await?;
+        cluster.configure(&settings(&changes), &existing).await?;
     }
     Ok(if refused { Exit::Failure } else { Exit::Success })
+}
+
+/// The topics to create.
+fn missing<'a>(specs: &'a [TopicSpec], changes: &[Change], insync: Option<i32>) -> Vec<Creation<'a>> {
+    let missing = |name: &str| changes.iter().any(|change| change.action == Action::Create && change.topic == name);
+    let creation = |spec: &'a TopicSpec| {
+        let insync = insync.map(|count| ("min.insync.replicas", count.to_string()));
+        let settings = spec.config().into_iter().chain(insync).collect();
+        Creation { name: &spec.name, partitions: spec.partitions, settings }
+    };
+    specs.iter().filter(|spec| missing(&spec.name)).map(creation).collect()
+}
+
+/// The settings to change, by topic.
+fn settings(changes: &[Change]) -> BTreeMap<&str, Vec<(&str, &str)>> {
+    let mut settings: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for change in changes.iter().filter(|change| change.action == Action::Configure) {
+        settings.entry(&change.topic).or_default().push((&change.setting, &change.wanted));
+    }
+    settings
 }
 
 /// What to do about partition counts that differ.
@@ -258,107 +270,10 @@ fn list(existing: &BTreeMap<String, Existing>, specs: &[TopicSpec]) -> Vec<Liste
     rows
 }
 
-/// The Kafka cluster, administered.
-struct Cluster {
-    admin: AdminClient<DefaultClientContext>,
-    options: AdminOptions,
-    unreachable: String,
-}
-
-impl Cluster {
-    fn connect(connection: &Connection) -> anyhow::Result<Self> {
-        let admin = connection.kafka().create().context("Kafka client settings")?;
-        let options =
-            AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
-        Ok(Self { admin, options, unreachable: connection.kafka_unreachable() })
-    }
-
-    async fn topics(&self) -> anyhow::Result<BTreeMap<String, Existing>> {
-        let metadata = tokio::task::block_in_place(|| self.admin.inner().fetch_metadata(None, REQUEST_TIMEOUT))
-            .with_context(|| self.unreachable.clone())?;
-        let mut topics = BTreeMap::new();
-        for topic in metadata.topics().iter().filter(|topic| !topic.name().starts_with("__")) {
-            let replicas = topic.partitions().first().map_or(0, |partition| partition.replicas().len());
-            let existing = Existing {
-                partitions: topic.partitions().len() as i32,
-                replication_factor: replicas as i32,
-                config: BTreeMap::new(),
-            };
-            topics.insert(topic.name().to_owned(), existing);
-        }
-        let resources: Vec<_> = topics.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
-        let described = self.admin.describe_configs(&resources, &self.options).await?;
-        for resource in described {
-            let resource = resource.map_err(|code| anyhow!("topic settings: {code}"))?;
-            let rdkafka::admin::OwnedResourceSpecifier::Topic(name) = &resource.specifier else { continue };
-            let Some(topic) = topics.get_mut(name) else { continue };
-            for entry in resource.entries {
-                let own = entry.source == ConfigSource::DynamicTopic;
-                topic.config.insert(entry.name, Setting { value: entry.value.unwrap_or_default(), own });
-            }
-        }
-        Ok(topics)
-    }
-
-    async fn create(&self, specs: &[TopicSpec], changes: &[Change], wanted: &Wanted) -> anyhow::Result<()> {
-        let missing = |spec: &&TopicSpec| {
-            changes.iter().any(|change| change.action == Action::Create && change.topic == spec.name)
-        };
-        let replication = production();
-        let (factor, insync) = if wanted.production {
-            (replication.replication_factor, Some(replication.min_insync_replicas.to_string()))
-        } else {
-            // -1: the broker's default.replication.factor (KIP-464)
-            (wanted.replication_factor.unwrap_or(-1), None)
-        };
-        let configs: Vec<_> = specs.iter().filter(missing).map(|spec| (spec, spec.config())).collect();
-        let topics: Vec<_> = configs
-            .iter()
-            .map(|(spec, config)| {
-                let mut topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(factor));
-                topic.config = config.iter().map(|(key, value)| (*key, value.as_str())).collect();
-                topic.config.extend(insync.as_deref().map(|count| ("min.insync.replicas", count)));
-                topic
-            })
-            .collect();
-        if topics.is_empty() {
-            return Ok(());
-        }
-        for result in self.admin.create_topics(&topics, &self.options).await? {
-            if let Err((name, code)) = result {
-                bail!("creating {name}: {code}");
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets what differs. `AlterConfigs` replaces a topic's own settings as a whole, so those of others go along.
-    async fn configure(&self, changes: &[Change], existing: &BTreeMap<String, Existing>) -> anyhow::Result<()> {
-        let mut wanted: BTreeMap<&str, AlterConfig<'_>> = BTreeMap::new();
-        for change in changes.iter().filter(|change| change.action == Action::Configure) {
-            let alter = wanted.entry(&change.topic).or_insert_with(|| {
-                let own = existing[&change.topic].config.iter().filter(|(_, setting)| setting.own);
-                own.fold(AlterConfig::new(ResourceSpecifier::Topic(&change.topic)), |alter, (key, setting)| {
-                    alter.set(key, &setting.value)
-                })
-            });
-            alter.entries.insert(&change.setting, &change.wanted);
-        }
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        for result in self.admin.alter_configs(wanted.values(), &self.options).await? {
-            if let Err((resource, code)) = result {
-                bail!("configuring {resource:?}: {code}");
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Setting;
     use coderelay_schemas::topics::{self, TopicNames};
 
     fn as_specified() -> BTreeMap<String, Existing> {

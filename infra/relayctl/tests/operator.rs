@@ -62,19 +62,22 @@ async fn tail_decodes_filters_and_starts_where_told() {
         deployment.produce(&deployment.topics.packets, 1, &packet(repo, &format!("content {n}"))).await;
     }
 
-    let (exit, records) = deployment.json(&["tail", "--content"]).await;
+    let (exit, records) = deployment.json(&["tail", "--topic", "packets", "--content"]).await;
     assert_eq!((exit, records.len()), (Exit::Success, 5));
     assert_eq!(records[3]["packet"]["content"], "content 3");
     assert_eq!(records[3]["headers"]["schema"], headers::SCHEMA_CODE_PACKET);
 
     let offsets = |records: &[Value]| records.iter().map(|r| r["offset"].as_i64().unwrap()).collect::<Vec<_>>();
-    assert_eq!(offsets(&deployment.json(&["tail", "--repo", "odd"]).await.1), [1, 3]);
-    assert_eq!(offsets(&deployment.json(&["tail", "--from", "-2"]).await.1), [3, 4]);
-    assert_eq!(offsets(&deployment.json(&["tail", "--from", "2", "--limit", "2"]).await.1), [2, 3]);
-    assert_eq!(offsets(&deployment.json(&["tail", "--from", "1h"]).await.1), [0, 1, 2, 3, 4]);
-    assert_eq!(deployment.json(&["tail", "--from", "latest"]).await.1, Vec::<Value>::new());
+    assert_eq!(offsets(&deployment.json(&["tail", "--topic", "packets", "--repo", "odd"]).await.1), [1, 3]);
+    assert_eq!(offsets(&deployment.json(&["tail", "--topic", "packets", "--from", "-2"]).await.1), [3, 4]);
+    assert_eq!(
+        offsets(&deployment.json(&["tail", "--topic", "packets", "--from", "2", "--limit", "2"]).await.1),
+        [2, 3]
+    );
+    assert_eq!(offsets(&deployment.json(&["tail", "--topic", "packets", "--from", "1h"]).await.1), [0, 1, 2, 3, 4]);
+    assert_eq!(deployment.json(&["tail", "--topic", "packets", "--from", "latest"]).await.1, Vec::<Value>::new());
 
-    let (exit, text) = deployment.run(&["tail", "--limit", "1"]).await;
+    let (exit, text) = deployment.run(&["tail", "--topic", "packets", "--limit", "1"]).await;
     assert!(exit == Exit::Success && text.contains("1@0") && text.contains("src/lib.rs"), "{text}");
     assert_eq!(deployment.run(&["tail", "--topic", "no.such.topic"]).await.0, Exit::NotFound);
 }
@@ -126,11 +129,11 @@ async fn dead_letters_are_listed_shown_and_go_back_where_they_came_from() {
         (Exit::Success, Some(true), Some(1))
     );
     assert_eq!(plan[0]["id_conflicts"], 1);
-    assert!(deployment.json(&["tail"]).await.1.is_empty(), "a dry run writes nothing");
+    assert!(deployment.json(&["tail", "--topic", "packets"]).await.1.is_empty(), "a dry run writes nothing");
 
     let (exit, _) = deployment.run(&["dlq", "replay", "--repo", "team/relay", "--yes", "--rate", "1000"]).await;
     assert_eq!(exit, Exit::Success);
-    let (_, replayed) = deployment.json(&["tail", "--content"]).await;
+    let (_, replayed) = deployment.json(&["tail", "--topic", "packets", "--content"]).await;
     assert_eq!(replayed.len(), 1);
     let record = &replayed[0];
     assert_eq!((record["partition"].as_i64(), record["key"].as_str()), (Some(2), Some("team/relay")));
