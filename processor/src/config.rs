@@ -236,10 +236,10 @@ pub struct CqlTlsConfig {
     #[garde(skip)]
     pub ca: Option<PathBuf>,
     /// PEM file with this client's certificate.
-    #[garde(custom(both(&self.key)))]
+    #[garde(custom(with(self.key.is_some())))]
     pub cert: Option<PathBuf>,
     /// PEM file with its private key.
-    #[garde(custom(both(&self.cert)))]
+    #[garde(custom(with(self.cert.is_some())))]
     pub key: Option<PathBuf>,
     /// Whether the nodes' certificates are checked.
     #[garde(skip)]
@@ -252,10 +252,12 @@ impl Default for CqlTlsConfig {
     }
 }
 
-fn both(other: &Option<PathBuf>) -> impl FnOnce(&Option<PathBuf>, &()) -> garde::Result + '_ {
-    move |this, ()| match (this, other) {
-        (Some(_), Some(_)) | (None, None) => Ok(()),
-        _ => Err(garde::Error::new("cert and key belong together: set both or neither")),
+fn with(other: bool) -> impl FnOnce(&Option<PathBuf>, &()) -> garde::Result {
+    move |this, ()| {
+        let both_or_neither = this.is_some() == other;
+        both_or_neither
+            .then_some(())
+            .ok_or_else(|| garde::Error::new("cert and key belong together: set both or neither"))
     }
 }
 

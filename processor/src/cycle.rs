@@ -16,6 +16,7 @@
 //! Any doubt ends the cycle with a [`Fault`]: its owner makes new clients, and rule 3 tells what had been committed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use coderelay_schemas::validate::PacketLimits;
@@ -61,22 +62,22 @@ pub struct CycleLimits {
 }
 
 /// One worker's cycle over its source, ledger, store and transaction.
-pub struct Cycle<'a, S, L, K, T, C> {
+pub struct Cycle<S, L, K, T, C> {
     source: S,
     ledger: L,
     store: K,
     transaction: T,
     clock: C,
-    memory: &'a Memory,
-    metrics: &'a Metrics,
-    limits: &'a CycleLimits,
+    memory: Arc<Memory>,
+    metrics: Arc<Metrics>,
+    limits: CycleLimits,
     pace: Pace,
     batch: Batch,
     /// When the first record of the batch was polled.
     begun: Option<Instant>,
     /// Assigned, but the ledger was not replayed yet.
     unreplayed: Vec<TopicPartition>,
-    stopped: &'a dyn Fn() -> bool,
+    stopped: Box<dyn Fn() -> bool>,
 }
 
 /// The world of a cycle, handed over at its start.
@@ -93,7 +94,7 @@ pub struct World<S, L, K, T, C> {
     pub clock: C,
 }
 
-impl<'a, S, L, K, T, C> Cycle<'a, S, L, K, T, C>
+impl<S, L, K, T, C> Cycle<S, L, K, T, C>
 where
     S: Source,
     L: Ledger,
@@ -104,14 +105,14 @@ where
     /// A cycle that has polled nothing yet. `stopped` is asked between steps and ends waits.
     pub fn new(
         world: World<S, L, K, T, C>,
-        memory: &'a Memory,
-        metrics: &'a Metrics,
-        limits: &'a CycleLimits,
+        memory: Arc<Memory>,
+        metrics: Arc<Metrics>,
+        limits: CycleLimits,
         pace: Pace,
-        stopped: &'a dyn Fn() -> bool,
+        stopped: impl Fn() -> bool + 'static,
     ) -> Self {
         let World { source, ledger, store, transaction, clock } = world;
-        let (batch, unreplayed) = (Batch::default(), Vec::new());
+        let (batch, unreplayed, stopped) = (Batch::default(), Vec::new(), Box::new(stopped));
         Self {
             source,
             ledger,
@@ -157,11 +158,6 @@ where
                 return Ok(0);
             }
         }
-    }
-
-    /// The source, for its owner to close.
-    pub fn into_source(self) -> S {
-        self.source
     }
 
     // ---- poll phase -------------------------------------------------------------------------------------------------------
@@ -262,7 +258,7 @@ where
                 let before = self.clock.wall().checked_sub(expiry.max_age).unwrap_or(UNIX_EPOCH);
                 before.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
             });
-        Plan::of(&self.batch, self.memory, &self.limits.packet, expired_before_ms)
+        Plan::of(&self.batch, &self.memory, &self.limits.packet, expired_before_ms)
     }
 
     /// Writes the accepted rows. Rows the store refuses for their content become rejections; the others are not held up by them.
@@ -334,7 +330,7 @@ where
         let now = self.clock.now();
         self.metrics.committed(plan.fates(), now.saturating_duration_since(started));
         self.metrics.processed(self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun)));
-        self.metrics.memory(self.memory);
+        self.metrics.memory(&self.memory);
         Ok(self.batch.len())
     }
 }

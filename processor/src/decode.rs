@@ -103,7 +103,7 @@ pub fn decode(record: &Record, limits: &PacketLimits) -> Result<Packet, Rejectio
     let mut packet = pb::CodePacket::decode(value.clone())
         .map_err(|error| Rejection::new(DlqReason::DecodeError, error.to_string()))?;
     check_key(record, &packet)?;
-    validate::check_fields(&packet, limits).map_err(|violations| most_telling(violations))?;
+    validate::check_fields(&packet, limits).map_err(most_telling)?;
     if record.headers.last(headers::CHECKED) != Some(headers::CHECKED_GZIP.as_bytes()) {
         validate::check_content(&packet.content, limits)?;
     }

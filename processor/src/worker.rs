@@ -95,8 +95,9 @@ fn run(number: usize, identity: &Identity, shared: &Shared) -> Result<(), Fault>
     let store = CqlStore::new(Arc::clone(&shared.inserter), shared.runtime.clone(), Arc::clone(&shared.metrics));
     let world = World { source, ledger: KafkaLedger::new(identity), store, transaction, clock: SystemClock };
     let pace = Pace::new(shared.pace, Instant::now());
-    let stopped = || shared.stop.is_cancelled();
-    let mut cycle = Cycle::new(world, &shared.memory, &shared.metrics, &shared.limits, pace, &stopped);
+    let (memory, metrics) = (Arc::clone(&shared.memory), Arc::clone(&shared.metrics));
+    let stop = shared.stop.clone();
+    let mut cycle = Cycle::new(world, memory, metrics, shared.limits.clone(), pace, move || stop.is_cancelled());
     while !shared.stop.is_cancelled() {
         cycle.turn()?;
     }

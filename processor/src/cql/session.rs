@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
+use coderelay_runtime::config::Secret;
 use coderelay_schemas::cql;
 use openssl::ssl::{SslContext, SslFiletype, SslMethod, SslVerifyMode};
 use scylla::client::PoolSize;
@@ -73,7 +74,7 @@ async fn open(config: &CqlConfig, tls: Option<SslContext>) -> anyhow::Result<Ses
         .tls_context(tls)
         .default_execution_profile_handle(profile.build().into_handle());
     if let Some(username) = &config.username {
-        let password = config.password.as_ref().map(|password| password.expose()).unwrap_or_default();
+        let password = config.password.as_ref().map(Secret::expose).unwrap_or_default();
         builder = builder.user(username, password);
     }
     builder.build().await.context("connecting to the store")

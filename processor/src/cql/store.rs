@@ -75,14 +75,9 @@ impl Inserter {
     /// One request for rows of one partition.
     async fn send(&self, rows: &[&Row]) -> Result<(), Trouble> {
         let permit = tokio::time::timeout(self.acquire_timeout, self.in_flight.acquire());
-        let _permit = match permit.await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => {
-                let waited = self.acquire_timeout;
-                return Err(Trouble::Passing(format!(
-                    "no request slot became free within {waited:?} (cql.max_in_flight)"
-                )));
-            }
+        let Ok(_permit) = permit.await else {
+            let waited = self.acquire_timeout;
+            return Err(Trouble::Passing(format!("no request slot became free within {waited:?} (cql.max_in_flight)")));
         };
         let result = match rows {
             [row] => self.session.execute_unpaged(&self.insert, values(row)).await,

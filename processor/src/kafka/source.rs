@@ -65,12 +65,7 @@ impl KafkaSource {
     /// Most consumer errors pass by themselves; librdkafka reports them for information.
     fn judge(&self, error: &KafkaError) -> Result<(), Fault> {
         let Some((code, reason)) = self.consumer.client().fatal_error() else {
-            match error {
-                KafkaError::MessageConsumption(RDKafkaErrorCode::PollExceeded) => {
-                    warn!("max.poll.interval.ms was exceeded")
-                }
-                _ => debug!(%error, "consumer"),
-            }
+            debug!(%error, "consumer");
             return Ok(());
         };
         if code == RDKafkaErrorCode::FencedInstanceId {

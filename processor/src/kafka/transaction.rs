@@ -71,22 +71,7 @@ impl KafkaTransaction {
         Ok(Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() })
     }
 
-    fn produce(
-        &self,
-        topic: &str,
-        partition: i32,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        timestamp: Option<i64>,
-        headers: Option<OwnedHeaders>,
-        kind: usize,
-    ) -> Result<(), Fault> {
-        let mut record: BaseRecord<'_, [u8], [u8], usize> =
-            BaseRecord::with_opaque_to(topic, kind).partition(partition);
-        record.key = key;
-        record.payload = value;
-        record.timestamp = timestamp;
-        record.headers = headers;
+    fn send(&self, mut record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), Fault> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -94,7 +79,7 @@ impl KafkaTransaction {
                     record = refused;
                     self.producer.poll(DELIVERY_POLL);
                 }
-                Err((error, _)) => return Err(self.fault(&format!("producing to {topic}"), &error)),
+                Err((error, record)) => return Err(self.fault(&format!("producing to {}", record.topic), &error)),
             }
         }
     }
@@ -130,15 +115,7 @@ impl Transaction for KafkaTransaction {
     }
 
     fn publish(&mut self, record: &Record) -> Result<(), Fault> {
-        self.produce(
-            &self.topics.deduped,
-            record.source.partition,
-            record.key.as_deref(),
-            record.value.as_deref(),
-            record.timestamp_ms,
-            Some(owned(&record.headers)),
-            OUTPUT,
-        )
+        self.send(copy(record, &self.topics.deduped, owned(&record.headers)))
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
@@ -154,21 +131,14 @@ impl Transaction for KafkaTransaction {
         let headers = fields
             .iter()
             .fold(owned(&record.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        self.produce(
-            &self.topics.dlq,
-            record.source.partition,
-            record.key.as_deref(),
-            record.value.as_deref(),
-            record.timestamp_ms,
-            Some(headers),
-            OUTPUT,
-        )
+        self.send(copy(record, &self.topics.dlq, headers))
     }
 
     fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
         for entries in entries.chunks(ENTRIES_PER_RECORD) {
             let value = ledger::encode(entries.iter().copied());
-            self.produce(&self.topics.ledger, partition, None, Some(&value), None, None, LEDGER)?;
+            let record = BaseRecord::with_opaque_to(&self.topics.ledger, LEDGER).partition(partition);
+            self.send(record.payload(value.as_slice()))?;
         }
         Ok(())
     }
@@ -250,6 +220,17 @@ impl ProducerContext for Deliveries {
                 self.reports.lock().unwrap_or_else(PoisonError::into_inner).0.get_or_insert_with(|| error.clone());
             }
         }
+    }
+}
+
+/// The same partition, key, value and timestamp in another topic.
+fn copy<'a>(record: &'a Record, topic: &'a str, headers: OwnedHeaders) -> BaseRecord<'a, [u8], [u8], usize> {
+    BaseRecord {
+        key: record.key.as_deref(),
+        payload: record.value.as_deref(),
+        timestamp: record.timestamp_ms,
+        headers: Some(headers),
+        ..BaseRecord::with_opaque_to(topic, OUTPUT).partition(record.source.partition)
     }
 }
 

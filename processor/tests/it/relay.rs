@@ -6,6 +6,18 @@ use scylla::value::{CqlDate, CqlTimestamp};
 
 use crate::support::{Source, World, batch, by_ingest, gzip, id_of, packet};
 
+/// The columns of `select_packet`.
+type Columns = (
+    String,
+    CqlDate,
+    Vec<u8>,
+    Vec<u8>,
+    std::collections::HashMap<String, String>,
+    CqlTimestamp,
+    CqlTimestamp,
+    Option<String>,
+);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packet_is_stored_and_published_byte_for_byte() {
     let world = World::new().await;
@@ -28,16 +40,6 @@ async fn a_packet_is_stored_and_published_byte_for_byte() {
     let day = CqlDate(((timestamp / 86_400_000) + (1 << 31)) as u32);
     let key = (packet.repo_id.as_str(), day, &packet.packet_id[..]);
     let result = world.session().query_unpaged(cql::select_packet(&world.keyspace), key).await.unwrap();
-    type Columns = (
-        String,
-        CqlDate,
-        Vec<u8>,
-        Vec<u8>,
-        std::collections::HashMap<String, String>,
-        CqlTimestamp,
-        CqlTimestamp,
-        Option<String>,
-    );
     let row: Columns = result.into_rows_result().unwrap().single_row().unwrap();
     assert_eq!((row.0, row.3, row.4), (packet.repo_id.clone(), packet.content.to_vec(), packet.metadata.clone()));
     assert_eq!((row.6, row.7), (CqlTimestamp(timestamp), Some("us-east".to_owned())));

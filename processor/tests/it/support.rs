@@ -1,5 +1,5 @@
 //! A deployment of one's own on the shared stack: topics, a keyspace, processors as real processes, and readers that see what users see.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "a test; each binary uses its part")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -244,14 +244,19 @@ impl World {
 /// What is in one sorted list more often than in the other.
 fn diff(expected: &[String], found: &[String]) -> String {
     let mut counts: BTreeMap<&str, i32> = BTreeMap::new();
-    expected.iter().for_each(|id| *counts.entry(id).or_default() += 1);
-    found.iter().for_each(|id| *counts.entry(id).or_default() -= 1);
-    counts
+    for id in expected {
+        *counts.entry(id).or_default() += 1;
+    }
+    for id in found {
+        *counts.entry(id).or_default() -= 1;
+    }
+    let wrong: Vec<String> = counts
         .iter()
         .filter(|(_, count)| **count != 0)
         .take(5)
-        .map(|(id, count)| format!("{id}: {} too {}; ", count.abs(), if *count > 0 { "few" } else { "many" }))
-        .collect()
+        .map(|(id, count)| format!("{id}: {} too {}", count.abs(), if *count > 0 { "few" } else { "many" }))
+        .collect();
+    wrong.join("; ")
 }
 
 fn lag(group: &BaseConsumer, topic: &str) -> i64 {
@@ -393,7 +398,7 @@ pub fn by_ingest(packet: &pb::CodePacket) -> Source {
         value: Some(packet.encode_to_vec()),
         timestamp: Some(now_ms()),
         headers: vec![
-            (headers::PACKET_ID, packet.packet_id.iter().map(|byte| format!("{byte:02x}")).collect()),
+            (headers::PACKET_ID, hex::encode(&packet.packet_id)),
             (headers::REGION, "us-east".into()),
             (headers::CONTENT_TYPE, headers::CONTENT_TYPE_PROTOBUF.into()),
             (headers::SCHEMA, headers::SCHEMA_CODE_PACKET.into()),

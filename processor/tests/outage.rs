@@ -1,0 +1,58 @@
+//! The store and the broker go away and come back. Each test breaks a stack of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+#[path = "it/support.rs"]
+mod support;
+
+use std::time::Duration;
+
+use coderelay_devstack::Stack;
+use support::{World, batch, eventually};
+
+async fn own_stack() -> &'static Stack {
+    let stack = Stack::builder().brokers(1).cql(true).start().await.unwrap();
+    // As long as the test process: the stack dies with it.
+    Box::leak(Box::new(stack))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_store_and_broker_loses_and_dead_letters_nothing() {
+    let stack = own_stack().await;
+    let world = World::on(stack).await;
+    let (records, ids) = batch(0..3000);
+    let chunks: Vec<_> = records.chunks(1000).collect();
+    let processor = world.processor("a").set("batch.max_records", 100).set("cql.request_timeout", "2s").ready().await;
+    world.produce(chunks[0]);
+
+    // The store is gone for 30 s: readiness says so, the group stays, nothing is dead-lettered.
+    stack.cql().kill().await.unwrap();
+    world.produce(chunks[1]);
+    eventually("the processor notices that the store is away", async || processor.process.is_ready().await.is_err())
+        .await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(processor.process.is_running(), "{}", processor.process.log_tail(50));
+    stack.cql().restart().await.unwrap();
+    world.settled().await;
+    processor.process.ready().await.unwrap();
+    assert_eq!(world.committed(&world.topics.dlq).len(), 0);
+
+    // The store hangs: it accepts connections and answers nothing.
+    stack.cql().pause().await.unwrap();
+    world.produce(chunks[2]);
+    eventually("the processor notices that the store hangs", async || processor.process.is_ready().await.is_err())
+        .await;
+    stack.cql().resume().await.unwrap();
+    world.settled().await;
+
+    // The broker is gone, then comes back with its log.
+    stack.broker(0).kill().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    stack.broker(0).restart().await.unwrap();
+    // Everything once more: the memory has survived all of it.
+    world.produce(&records);
+    world.settled().await;
+    processor.stop().await;
+    world.assert_exactly_once(&ids).await;
+    assert_eq!(world.committed(&world.topics.dlq).len(), 0);
+}
