@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::jars;
+use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
-use crate::process::{Launch, Process};
+use crate::process::Process;
 use crate::readiness::Probe;
 
 const LOGBACK: &str = include_str!("../conf/logback.xml");

@@ -10,8 +10,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::error::{Error, Result};
 use crate::jars;
+use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
-use crate::process::{Launch, Process};
+use crate::process::Process;
 use crate::readiness::Probe;
 
 const LOG4J: &str = include_str!("../conf/log4j2.properties");

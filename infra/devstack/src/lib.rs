@@ -22,6 +22,7 @@ mod jars;
 mod folder;
 mod ports;
 
+mod launch;
 mod process;
 mod spawner;
 
@@ -38,8 +39,9 @@ pub use cassandra::CommitLog;
 pub use error::{Error, Result};
 pub use jars::cache_dir;
 pub use kafka::MESSAGE_MAX_BYTES;
+pub use launch::Launch;
 pub use ports::{free_port, preferred_port};
-pub use process::{Launch, Process, tail};
+pub use process::{Process, tail};
 pub use progress::{Event, Observer};
 pub use readiness::Probe;
 pub use stack::{Builder, Stack, shared};

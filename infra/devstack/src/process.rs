@@ -1,10 +1,10 @@
 //! One program of the stack: started, observed, and treated badly on purpose.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::launch::Launch;
 use crate::progress::{Event, Observer};
 use crate::readiness::Probe;
-use crate::spawner;
 
 /// How long a process may take to leave after SIGTERM.
 const TERMINATION: Duration = Duration::from_secs(60);
@@ -26,62 +26,6 @@ const READINESS: Duration = Duration::from_secs(180);
 const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines of a log that an error quotes.
 const TAIL_LINES: usize = 20;
-
-/// How a program is to be run: what [`Process::launch`] takes.
-#[derive(Debug, Clone)]
-pub struct Launch {
-    name: String,
-    program: PathBuf,
-    args: Vec<OsString>,
-    envs: Vec<(OsString, OsString)>,
-    dir: PathBuf,
-    probe: Probe,
-    inherit_output: bool,
-}
-
-impl Launch {
-    /// Runs `program` under the name `name`, with `dir` (created when missing) as working directory and `dir/<name>.log` as
-    /// its log.
-    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> Self {
-        Self {
-            name: name.into(),
-            program: program.into(),
-            args: Vec::new(),
-            envs: Vec::new(),
-            dir: dir.into(),
-            probe: Probe::Running,
-            inherit_output: false,
-        }
-    }
-
-    /// Appends arguments.
-    #[must_use]
-    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        self.args.extend(args.into_iter().map(Into::into));
-        self
-    }
-
-    /// Sets environment variables, on top of those of this process.
-    #[must_use]
-    pub fn envs(mut self, envs: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>) -> Self {
-        self.envs.extend(envs.into_iter().map(|(name, value)| (name.into(), value.into())));
-        self
-    }
-
-    /// How the process is asked whether it is ready. Default: it is as soon as it runs.
-    #[must_use]
-    pub fn ready_when(mut self, probe: Probe) -> Self {
-        self.probe = probe;
-        self
-    }
-
-    /// Lets the process write to this process's output instead of a log.
-    #[must_use]
-    pub fn inherit_output(mut self) -> Self {
-        self.inherit_output = true;
-        self
-    }
-}
 
 /// A running (or killed, or paused) program with its own folder and log. Dropping it kills the program.
 #[derive(Debug)]
@@ -119,7 +63,7 @@ impl Process {
     /// If the folder or the process cannot be made.
     pub fn launch(launch: Launch) -> Result<Self> {
         fs::create_dir_all(&launch.dir).map_err(Error::io(&launch.dir))?;
-        let log = launch.dir.join(format!("{}.log", launch.name));
+        let log = launch.log_path();
         let incarnation = Mutex::new(begin(&launch, &log)?);
         Ok(Self { launch, log, incarnation })
     }
@@ -340,25 +284,7 @@ impl Drop for Process {
 }
 
 fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
-    let is_path = launch.program.components().count() > 1;
-    if is_path && !launch.program.exists() {
-        return Err(Error::io(&launch.program)(io::ErrorKind::NotFound.into()));
-    }
-    let mut command = spawner::bound_command(&launch.program);
-    command.args(&launch.args).envs(launch.envs.iter().map(|(name, value)| (name, value)));
-    command.current_dir(&launch.dir).stdin(Stdio::null());
-    if !launch.inherit_output {
-        let mut file = File::options().create(true).append(true).open(log).map_err(Error::io(log))?;
-        writeln!(file, "--- {}", command_line(&launch.program, &launch.args)).map_err(Error::io(log))?;
-        let copy = file.try_clone().map_err(Error::io(log))?;
-        command.stdout(file).stderr(copy);
-    }
-    let mut child = spawner::spawn(command).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Error::MissingProgram { program: "setpriv".into(), install: "apt-get install -y util-linux" }
-        }
-        _ => Error::io(&launch.program)(error),
-    })?;
+    let mut child = launch.spawn(log)?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let (ended, exit) = watch::channel(None);
     thread::spawn(move || {
@@ -367,11 +293,6 @@ fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
         }
     });
     Ok(Incarnation { pid, exit })
-}
-
-fn command_line(program: &Path, args: &[OsString]) -> String {
-    let words = std::iter::once(program.as_os_str()).chain(args.iter().map(OsString::as_os_str));
-    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 async fn wait(mut incarnation: Incarnation) -> ExitStatus {

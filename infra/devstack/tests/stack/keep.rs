@@ -1,18 +1,16 @@
 //! A stack in a folder of its own is taken up by the next, on whatever ports that finds free.
 
-#[cfg(test)]
-mod common;
-
 use std::time::Duration;
 
 use coderelay_devstack::Stack;
 use coderelay_schemas::topics::TopicNames;
-use scylla::client::session_builder::SessionBuilder;
 
-use common::{consume, produce};
+use crate::TURN;
+use crate::clients::{consume, produce, query};
 
 #[tokio::test]
 async fn data_is_there_after_a_stop() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let start = || async { Stack::builder().cql(true).dir(dir.path()).start().await.unwrap() };
     let names = TopicNames::default();
@@ -30,11 +28,4 @@ async fn data_is_there_after_a_stop() {
     let stack = start().await;
     assert_eq!(consume(&stack, &names.packets, 1).await, ["kept"]);
     assert_eq!(query(&stack, "SELECT repo_id FROM kept.packets").await, 1);
-}
-
-/// Runs a statement; how many rows it yields.
-async fn query(stack: &Stack, statement: &str) -> usize {
-    let session = Box::pin(SessionBuilder::new().known_node(stack.cql_contact()).build()).await.unwrap();
-    let result = session.query_unpaged(statement, ()).await.unwrap();
-    result.into_rows_result().map_or(0, |rows| rows.rows_num())
 }

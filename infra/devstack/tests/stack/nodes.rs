@@ -1,19 +1,12 @@
 //! One broker and Cassandra: they start, and can be killed, paused and started again.
 
-#[cfg(test)]
-mod common;
-
 use std::time::Duration;
 
 use coderelay_devstack::shared;
 use coderelay_schemas::topics::TopicNames;
-use scylla::client::session_builder::SessionBuilder;
-use tokio::sync::Mutex;
 
-use common::{consume, produce, produce_within};
-
-/// Tests that treat the shared nodes badly take turns.
-static TURN: Mutex<()> = Mutex::const_new(());
+use crate::TURN;
+use crate::clients::{consume, produce, produce_within, query};
 
 #[tokio::test]
 async fn records_survive_the_brokers_death() {
@@ -54,21 +47,18 @@ async fn rows_survive_the_servers_death() {
     let stack = shared().await;
     stack.create_keyspace("rows").await.unwrap();
     stack.create_keyspace("rows").await.unwrap();
-    let connect = || async { SessionBuilder::new().known_node(stack.cql_contact()).build().await.unwrap() };
-    let insert = "INSERT INTO rows.packets (repo_id, day, packet_id) VALUES ('r', '2026-01-01', 0x01)";
-    Box::pin(connect()).await.query_unpaged(insert, ()).await.unwrap();
+    query(stack, "INSERT INTO rows.packets (repo_id, day, packet_id) VALUES ('r', '2026-01-01', 0x01)").await;
 
     stack.cql().kill().await.unwrap();
     stack.cql().restart().await.unwrap();
 
-    let rows = Box::pin(connect()).await.query_unpaged("SELECT repo_id FROM rows.packets", ()).await.unwrap();
-    assert_eq!(rows.into_rows_result().unwrap().rows_num(), 1);
+    assert_eq!(query(stack, "SELECT repo_id FROM rows.packets").await, 1);
 }
 
 #[tokio::test]
 async fn the_largest_packet_fits_into_a_record() {
+    let _turn = TURN.lock().await;
     let (stack, names) = (shared().await, TopicNames::with_suffix("-size"));
-    let turn = TURN.lock().await;
     stack.create_topics(&names, 1).await.unwrap();
     let value = "x".repeat(4 * 1024 * 1024 + 64 * 1024);
     let mut config = rdkafka::ClientConfig::new();
@@ -76,5 +66,4 @@ async fn the_largest_packet_fits_into_a_record() {
     let producer: rdkafka::producer::FutureProducer = config.create().unwrap();
     let record = rdkafka::producer::FutureRecord::<(), _>::to(&names.packets).payload(&value);
     producer.send(record, Duration::from_secs(30)).await.unwrap();
-    drop(turn);
 }

@@ -1,17 +1,16 @@
 //! Three brokers: one may be away, two may not.
 
-#[cfg(test)]
-mod common;
-
 use std::time::Duration;
 
 use coderelay_devstack::Stack;
 use coderelay_schemas::topics::TopicNames;
 
-use common::{consume, produce, produce_within};
+use crate::TURN;
+use crate::clients::{consume, produce, produce_within};
 
 #[tokio::test]
 async fn one_of_three_brokers_may_be_away_and_two_may_not() {
+    let _turn = TURN.lock().await;
     let stack = Stack::builder().brokers(3).start().await.unwrap();
     let names = TopicNames::default();
     stack.create_topics(&names, 3).await.unwrap();

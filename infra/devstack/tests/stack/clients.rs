@@ -8,6 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::Offset;
 use rdkafka::{Message, TopicPartitionList};
+use scylla::client::session_builder::SessionBuilder;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,4 +52,11 @@ pub(crate) async fn consume(stack: &Stack, topic: &str, count: usize) -> Vec<Str
         values
     };
     tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+/// Runs a statement; how many rows it yields.
+pub(crate) async fn query(stack: &Stack, statement: &str) -> usize {
+    let session = Box::pin(SessionBuilder::new().known_node(stack.cql_contact()).build()).await.unwrap();
+    let result = session.query_unpaged(statement, ()).await.unwrap();
+    result.into_rows_result().map_or(0, |rows| rows.rows_num())
 }
