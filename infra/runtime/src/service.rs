@@ -56,7 +56,7 @@ impl Service {
         C: ServiceConfig,
         F: Future<Output = anyhow::Result<()>>,
     {
-        let command = Arguments::augment_args(clap::Command::new(self.name).version(self.version).about(self.about));
+        let command = Arguments::augment_args(clap::Command::new(self.name).version(self.version)).about(self.about);
         let arguments = Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
         let cli = match arguments.command {
             Some(Command::Config(command)) => return command.run::<C>(&arguments.config),

@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let tests: [(&str, fn()); 8] = [
         ("config_check_names_the_mistakes_and_exits_with_78", config_check_names_the_mistakes_and_exits_with_78),
         ("config_show_says_where_values_come_from", config_show_says_where_values_come_from),
-        ("config_docs_and_version_are_printed", config_docs_and_version_are_printed),
+        ("docs_version_and_help_are_printed", docs_version_and_help_are_printed),
         ("a_wrong_configuration_does_not_start", a_wrong_configuration_does_not_start),
         ("sigterm_ends_it_cleanly", sigterm_ends_it_cleanly),
         ("a_second_signal_forces_it_out", a_second_signal_forces_it_out),
@@ -179,10 +179,13 @@ fn config_show_says_where_values_come_from() {
     }
 }
 
-fn config_docs_and_version_are_printed() {
+fn docs_version_and_help_are_printed() {
     let (code, out, _) = output(&["config", "docs"]);
     assert!(code == 0 && out.contains("# How long it goes on after it was asked to stop.\n"), "{out}");
     assert_eq!(output(&["--version"]).1, "waiter 1.2.3\n");
+    assert!(output(&["--help"]).1.starts_with("Waits\n"));
+    assert!(output(&["run", "--help"]).1.starts_with("Run the service (the default)\n"));
+    assert!(output(&["config", "check", "--help"]).1.starts_with("Check the configuration"));
 }
 
 fn a_wrong_configuration_does_not_start() {

@@ -11,6 +11,8 @@ use super::{Config, EX_CONFIG, load, read};
 
 /// `--config` and `--set`, to be flattened into a service's command line.
 #[derive(Debug, Clone, Default, Args)]
+// Else clap takes the lines above for the description of the whole command.
+#[command(about = None, long_about = None)]
 pub struct Cli {
     /// TOML file with the configuration (environment: `CODERELAY_CONFIG`); without one the defaults hold
     #[arg(long, value_name = "FILE")]
