@@ -137,7 +137,7 @@ macro_rules! textual_unit {
             }
 
             /// Text. It is called a number as well only because schemars would leave the bounds of `garde(range)` out otherwise;
-            /// [`super::schema`] puts that right.
+            /// `config::schema` puts that right.
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 json_schema!({ "type": ["string", "number"], "format": $format })
             }

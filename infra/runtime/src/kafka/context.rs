@@ -54,7 +54,7 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 }
 
 /// A client-wide error, such as "all brokers are down". librdkafka goes on trying and says so twenty times a second: an error of one
-/// kind is logged once in [`QUIET`], as a warning. A fatal one is always logged.
+/// kind is logged once in 30 s, as a warning. A fatal one is always logged.
 pub fn log_error(error: &KafkaError, reason: &str) {
     static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
     let code = error.rdkafka_error_code();
