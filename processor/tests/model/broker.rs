@@ -147,7 +147,7 @@ impl Broker {
         slots.iter().position(unstable).unwrap_or(slots.len())
     }
 
-    /// What a read_committed reader gets between two offsets, the second at most the last stable one.
+    /// What a `read_committed` reader gets between two offsets, the second at most the last stable one.
     pub fn committed_entries(&self, partition: i32, from: usize, to: usize) -> Vec<Entry> {
         let slots = self.ledger.get(&partition).map_or(&[][..], Vec::as_slice);
         let committed = slots.get(from..to).unwrap_or_default().iter().filter_map(|slot| match slot {
