@@ -22,7 +22,7 @@ use crate::{demo, dlq, get, groups, health, push, tail, topics};
 
 /// Operate coderelay: push packets, read its topics and tables, repair what was dead-lettered
 #[derive(Debug, Parser)]
-#[command(name = "relayctl", version, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "relayctl", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
     connection: Connection,

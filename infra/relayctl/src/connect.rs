@@ -12,7 +12,7 @@ use scylla::client::session_builder::SessionBuilder;
 use tonic::transport::{Channel, Endpoint};
 
 /// How long a single request to Kafka, CQL or an admin port may take.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A librdkafka property given as `-X key=value`, kcat's convention.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,22 +37,44 @@ impl FromStr for Property {
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
     /// gRPC address of ingest
-    #[arg(long, global = true, env = "INGEST_ENDPOINT", default_value = "http://localhost:50051", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "INGEST_ENDPOINT",
+        hide_env_values = true,
+        default_value = "http://localhost:50051",
+        value_name = "URL"
+    )]
     pub(crate) ingest: String,
     /// Kafka bootstrap servers, comma-separated
-    #[arg(long, global = true, env = "KAFKA_BOOTSTRAP", default_value = "localhost:9092", value_name = "HOST:PORT,…")]
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_BOOTSTRAP",
+        hide_env_values = true,
+        default_value = "localhost:9092",
+        value_name = "HOST:PORT,…"
+    )]
     pub(crate) kafka: String,
     /// ScyllaDB or Cassandra contact points, comma-separated
-    #[arg(long, global = true, env = "CQL_CONTACT", default_value = "localhost:9042", value_name = "HOST:PORT,…")]
+    #[arg(
+        long,
+        global = true,
+        env = "CQL_CONTACT",
+        hide_env_values = true,
+        default_value = "localhost:9042",
+        value_name = "HOST:PORT,…"
+    )]
     pub(crate) cql: String,
     /// CQL keyspace
-    #[arg(long, global = true, env = "CQL_KEYSPACE", default_value = coderelay_schemas::cql::KEYSPACE)]
+    #[arg(long, global = true, env = "CQL_KEYSPACE", hide_env_values = true, default_value = coderelay_schemas::cql::KEYSPACE)]
     pub(crate) keyspace: String,
     #[arg(
         long,
         help = "CQL user, where the cluster asks for one; the password comes from CQL_PASSWORD",
         global = true,
         env = "CQL_USER",
+        hide_env_values = true,
         value_name = "USER"
     )]
     pub(crate) cql_user: Option<String>,
@@ -60,16 +82,31 @@ pub(crate) struct Connection {
     #[arg(skip = std::env::var("CQL_PASSWORD").ok())]
     pub(crate) cql_password: Option<String>,
     /// Admin address of ingest
-    #[arg(long, global = true, env = "INGEST_ADMIN", default_value = "http://localhost:9464", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "INGEST_ADMIN",
+        hide_env_values = true,
+        default_value = "http://localhost:9464",
+        value_name = "URL"
+    )]
     pub(crate) ingest_admin: String,
     /// Admin address of the processor
-    #[arg(long, global = true, env = "PROCESSOR_ADMIN", default_value = "http://localhost:9465", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "PROCESSOR_ADMIN",
+        hide_env_values = true,
+        default_value = "http://localhost:9465",
+        value_name = "URL"
+    )]
     pub(crate) processor_admin: String,
     /// Suffix of every topic name, for deployments that share a Kafka cluster
     #[arg(
         long,
         global = true,
         env = "CODERELAY_TOPIC_SUFFIX",
+        hide_env_values = true,
         default_value = "",
         hide_default_value = true,
         allow_hyphen_values = true

@@ -74,6 +74,10 @@ impl DeadLetter {
         std::str::from_utf8(value.as_deref()?).ok()
     }
 
+    fn number<N: FromStr>(&self, name: &str) -> Option<N> {
+        self.header(name)?.parse().ok()
+    }
+
     pub(crate) fn reason(&self) -> Option<DlqReason> {
         self.header(DLQ_REASON)?.parse().ok()
     }
@@ -81,7 +85,7 @@ impl DeadLetter {
     /// `None` where the headers do not say, or say nonsense.
     pub(crate) fn origin(&self) -> Option<Origin> {
         let topic = self.header(DLQ_TOPIC).filter(|topic| !topic.is_empty())?;
-        let partition = self.header(DLQ_PARTITION)?.parse().ok().filter(|partition| *partition >= 0)?;
+        let partition = self.number(DLQ_PARTITION).filter(|partition| *partition >= 0)?;
         Some(Origin { topic: topic.to_owned(), partition })
     }
 
@@ -107,10 +111,10 @@ pub(crate) struct Listed {
     reason: String,
     detail: String,
     source_topic: String,
-    source_partition: String,
-    source_offset: String,
+    source_partition: Option<i32>,
+    source_offset: Option<i64>,
     source_timestamp: String,
-    attempts: String,
+    attempts: Option<u32>,
     key: Option<String>,
     packet_id: Option<String>,
     bytes: usize,
@@ -128,10 +132,10 @@ impl From<&DeadLetter> for Listed {
             reason: header(DLQ_REASON),
             detail: header(DLQ_DETAIL),
             source_topic: header(DLQ_TOPIC),
-            source_partition: header(DLQ_PARTITION),
-            source_offset: header(DLQ_OFFSET),
-            source_timestamp: rfc3339(letter.header(DLQ_TIMESTAMP).and_then(|millis| millis.parse().ok())),
-            attempts: header(DLQ_ATTEMPTS),
+            source_partition: letter.number(DLQ_PARTITION),
+            source_offset: letter.number(DLQ_OFFSET),
+            source_timestamp: rfc3339(letter.number(DLQ_TIMESTAMP)),
+            attempts: letter.number(DLQ_ATTEMPTS),
             key: letter.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned()),
             packet_id: id.filter(|id| !id.is_empty()),
             bytes: letter.value.as_ref().map_or(0, Vec::len),
@@ -144,11 +148,14 @@ impl Row for Listed {
         &["time", "record", "reason", "source", "key", "packet id", "size", "detail"];
 
     fn cells(&self) -> Vec<String> {
+        let known = |number: Option<String>| number.unwrap_or_else(|| "?".to_owned());
+        let (partition, offset) =
+            (self.source_partition.map(|p| p.to_string()), self.source_offset.map(|o| o.to_string()));
         vec![
             self.timestamp.clone(),
             format!("{:>10}", format!("{}@{}", self.partition, self.offset)),
             format!("{:<14}", self.reason),
-            format!("{} {}@{}", self.source_topic, self.source_partition, self.source_offset),
+            format!("{} {}@{}", self.source_topic, known(partition), known(offset)),
             self.key.clone().unwrap_or_else(|| "-".to_owned()),
             self.packet_id.clone().unwrap_or_else(|| "-".to_owned()),
             format!("{:>10}", size(self.bytes as u64)),

@@ -53,6 +53,7 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
         metadata: HashMap::from([(RUN.to_owned(), humantime::format_rfc3339_millis(created_at).to_string())]),
         created_at,
         limits: PacketLimits::default(),
+        strict: true,
     });
 
     let before = Before::mark(connection).await?;
@@ -61,7 +62,7 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
         let sources = Arc::clone(&sources);
         let delivery = deliver(Arc::clone(&packer), sources, connection, args.timeout, what).await?;
         if let Some(gave_up) = &delivery.gave_up {
-            bail!("{what}: {gave_up}");
+            bail!("{what} to {}: {gave_up}", connection.ingest);
         }
         deliveries.push(delivery);
     }

@@ -3,6 +3,7 @@
 //! Nothing here trusts the services' word: records are read back from the topics, rows from the table, and content is
 //! unpacked and hashed again.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -36,11 +37,28 @@ pub(crate) struct Run {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Check {
     what: String,
-    found: String,
-    expected: String,
+    found: Figure,
+    expected: Figure,
     holds: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     note: String,
+}
+
+/// A number, or what cannot be one: a hash, a bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+enum Figure {
+    Number(u64),
+    Text(String),
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
 }
 
 /// The finished comparison.
@@ -114,8 +132,8 @@ impl Check {
     fn equal(what: impl Into<String>, found: u64, expected: u64) -> Self {
         Self {
             what: what.into(),
-            found: found.to_string(),
-            expected: expected.to_string(),
+            found: Figure::Number(found),
+            expected: Figure::Number(expected),
             holds: found == expected,
             note: String::new(),
         }
@@ -176,8 +194,8 @@ fn sizes(sent: &Sent<'_>, Findings { deduped, stored, .. }: &Findings) -> Vec<Ch
             .note(format!("{}, read from the deduped topic", size(packet))),
         Check {
             what: "bytes, the same as JSON".to_owned(),
-            found: json.to_string(),
-            expected: format!("> {packet}"),
+            found: Figure::Number(json),
+            expected: Figure::Text(format!("> {packet}")),
             holds: json > packet,
             note: format!("{}, {ratio:.2} times the packets (base64)", size(json)),
         },
@@ -188,13 +206,13 @@ fn sizes(sent: &Sent<'_>, Findings { deduped, stored, .. }: &Findings) -> Vec<Ch
 /// Compares unpacked content with the file as it is on disk now.
 fn same_content(what: &str, source: &Source, found: Option<(String, Vec<u8>)>) -> anyhow::Result<Check> {
     let on_disk = std::fs::read(&source.file).with_context(|| source.file.display().to_string())?;
-    let short = |hash: blake3::Hash| hash.to_hex()[..16].to_owned();
+    let short = |hash: blake3::Hash| Figure::Text(hash.to_hex()[..16].to_owned());
     let expected = blake3::hash(&on_disk);
     let Some((place, packed)) = found else {
         let note = format!("{} not found", source.label);
         return Ok(Check {
             what: what.to_owned(),
-            found: "-".to_owned(),
+            found: Figure::Text("-".to_owned()),
             expected: short(expected),
             holds: false,
             note,
@@ -203,7 +221,7 @@ fn same_content(what: &str, source: &Source, found: Option<(String, Vec<u8>)>) -
     let hash = gunzip(&packed, PacketLimits::default().expanded_max.as_u64()).map(|content| blake3::hash(&content));
     Ok(Check {
         what: what.to_owned(),
-        found: hash.as_ref().map_or_else(ToString::to_string, |hash| short(*hash)),
+        found: hash.as_ref().map_or_else(|error| Figure::Text(error.to_string()), |hash| short(*hash)),
         expected: short(expected),
         holds: hash.is_ok_and(|hash| hash == expected),
         note: format!("BLAKE3 of {} ({place})", source.label),

@@ -165,7 +165,7 @@ async fn counted_since(before: u64, expected: u64, connection: &Connection) -> u
 /// How many duplicates the processor says it has dropped; none where its admin port does not answer.
 async fn duplicates_counted(connection: &Connection) -> Option<u64> {
     let address = format!("{}/metrics", url(&connection.processor_admin).trim_end_matches('/'));
-    let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build().ok()?;
+    let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build().ok()?;
     let text = client.get(address).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
     Some(duplicates_in(&text))
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
-use coderelay_schemas::validate::PacketLimits;
+use coderelay_schemas::validate::{PacketLimits, check_content};
 use flate2::read::MultiGzDecoder;
 use flate2::{Compression, GzBuilder};
 
@@ -28,6 +28,8 @@ pub(crate) enum Skip {
     TooLarge(u64, u64),
     #[error("{0} bytes compressed: over the {1} a packet may hold")]
     TooLargeCompressed(u64, u64),
+    #[error("{0}")]
+    Unacceptable(String),
 }
 
 /// A packet with what is needed to recognise its content later.
@@ -54,6 +56,8 @@ pub(crate) struct Packer {
     pub(crate) metadata: HashMap<String, String>,
     pub(crate) created_at: SystemTime,
     pub(crate) limits: PacketLimits,
+    /// Skip what ingest would refuse for its content, such as a file of zeros that looks like a bomb.
+    pub(crate) strict: bool,
 }
 
 impl Packer {
@@ -64,6 +68,9 @@ impl Packer {
         let content_max = self.limits.content_max.as_u64();
         if compressed.len() as u64 > content_max {
             return Err(Skip::TooLargeCompressed(compressed.len() as u64, content_max));
+        }
+        if self.strict {
+            check_content(&compressed, &self.limits).map_err(|violation| Skip::Unacceptable(violation.description))?;
         }
         let mut metadata = self.metadata.clone();
         if source.label != STDIN {
@@ -126,6 +133,7 @@ pub(crate) mod tests {
             metadata: HashMap::new(),
             created_at: SystemTime::UNIX_EPOCH,
             limits: PacketLimits::default(),
+            strict: false,
         }
     }
 
@@ -171,6 +179,11 @@ pub(crate) mod tests {
         small.limits.expanded_max = bytesize::ByteSize::b(50);
         let skip = small.pack(&source(folder.path(), "zeros", &[0; 51])).unwrap_err();
         assert!(matches!(skip, Skip::TooLarge(51, 50)), "{skip}");
+
+        let zeros = source(folder.path(), "bomb", &vec![0; 1 << 20]);
+        assert!(packer().pack(&zeros).is_ok(), "ingest is the judge");
+        let skip = Packer { strict: true, ..packer() }.pack(&zeros).unwrap_err();
+        assert!(matches!(skip, Skip::Unacceptable(_)), "{skip}");
 
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("noise", &link).unwrap();

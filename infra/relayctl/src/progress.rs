@@ -41,6 +41,7 @@ impl Progress {
     /// The state of things beside the bar, e.g. "reconnecting".
     pub(crate) fn message(&mut self, text: impl Into<String>) {
         self.bar.set_message(text.into());
+        self.plain();
     }
 
     fn plain(&mut self) {

@@ -48,6 +48,8 @@ pub(crate) struct Publisher {
     pause: ExponentialBackoff,
     /// Whether more parcels may come.
     open: bool,
+    /// What went wrong since.
+    last: Option<Status>,
 }
 
 impl Publisher {
@@ -60,6 +62,7 @@ impl Publisher {
             progress: Instant::now(),
             pause: backoff(),
             open: true,
+            last: None,
         }
     }
 
@@ -77,10 +80,12 @@ impl Publisher {
             if !retriable(status.code()) {
                 return Err(GaveUp::Refused(status));
             }
-            let pause = self.pause.next().unwrap_or_default();
-            if self.progress.elapsed() + pause >= self.patience {
+            let left = self.patience.saturating_sub(self.progress.elapsed());
+            if left.is_zero() {
                 return Err(GaveUp::Silent { patience: self.patience, last: status });
             }
+            let pause = self.pause.next().unwrap_or_default().min(left);
+            self.last = Some(status.clone());
             report(Event::Reconnecting(status));
             sleep(pause).await;
         }
@@ -131,7 +136,7 @@ impl Publisher {
                 }
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() && !ready => {}
                 () = sleep_until(self.progress + self.patience), if self.window.unsettled() > 0 || !self.open => {
-                    return Err(Status::deadline_exceeded("no answer"));
+                    return Err(self.last.take().unwrap_or_else(|| Status::deadline_exceeded("no answer")));
                 }
             }
         }
@@ -143,6 +148,7 @@ impl Publisher {
             if let Some(receipt) = self.window.settle(result, now) {
                 self.progress = now;
                 self.pause = backoff();
+                self.last = None;
                 report(Event::Settled(receipt));
             }
         }

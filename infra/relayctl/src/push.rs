@@ -88,6 +88,7 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
         metadata: args.metadata.into_iter().map(|Entry(key, value)| (key, value)).collect(),
         created_at: SystemTime::now(),
         limits: PacketLimits::default(),
+        strict: false,
     };
     let repo_id = packer.repo_id.clone();
     let delivery = deliver(Arc::new(packer), Arc::clone(&sources), connection, args.patience, "pushing").await?;
@@ -101,7 +102,7 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
     let summary = Summary::of(repo_id, sources.len(), &delivery);
     summarise(&summary, output)?;
     if let Some(gave_up) = delivery.gave_up {
-        remark(&gave_up.to_string());
+        remark(&format!("{}: {gave_up}", connection.ingest));
         return Ok(Exit::Failure);
     }
     Ok(match (summary.committed, summary.rejected + summary.skipped) {

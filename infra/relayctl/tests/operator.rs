@@ -115,7 +115,7 @@ async fn dead_letters_are_listed_shown_and_go_back_where_they_came_from() {
     let (_, all) = deployment.json(&["dlq", "list"]).await;
     assert_eq!(all.len(), 3);
     let (_, some) = deployment.json(&["dlq", "list", "--reason", "expired", "--since", "1h"]).await;
-    assert_eq!((some.len(), some[0]["source_offset"].as_str()), (1, Some("41")));
+    assert_eq!((some.len(), some[0]["source_offset"].as_i64()), (1, Some(41)));
     assert!(deployment.json(&["dlq", "list", "--until", "1h"]).await.1.is_empty());
 
     let place = format!("{}@{}", some[0]["partition"], some[0]["offset"]);
