@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Error, Result};
 use crate::jars;
 
-/// For how long the logs of an ended stack can still be read.
+/// For how long after a stack's start its logs can be read once it has ended.
 const KEPT: Duration = Duration::from_secs(3600);
 
 /// A stack's folder. A temporary one goes with the stack, unless a test failed: then its logs are what one wants to read.
@@ -28,8 +28,8 @@ impl Folder {
         Ok(Self { path, temporary: false, _lock: None })
     }
 
-    /// A new folder below the system's temporary one. Takes the occasion to remove those of stacks whose process was
-    /// killed, an hour after their last change.
+    /// A new folder below the system's temporary one. Takes the occasion to remove those that stacks of killed
+    /// processes left an hour ago or earlier.
     pub(crate) fn temporary() -> Result<Self> {
         let parent = std::env::temp_dir().join("coderelay-devstack");
         fs::create_dir_all(&parent).map_err(Error::io(&parent))?;
@@ -50,7 +50,7 @@ impl Drop for Folder {
             return;
         }
         if std::thread::panicking() {
-            eprintln!("the stack's logs are kept for an hour in {}", self.path.display());
+            eprintln!("the stack's logs are kept for a while in {}", self.path.display());
         } else {
             // A file that a dying process still writes may remain; the next sweep takes it.
             let _ = fs::remove_dir_all(&self.path);

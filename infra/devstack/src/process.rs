@@ -22,6 +22,8 @@ use crate::readiness::Probe;
 const TERMINATION: Duration = Duration::from_secs(60);
 /// How long a process may take until it is ready. Generous: test machines are busy, and a dead process is noticed at once.
 const READINESS: Duration = Duration::from_secs(180);
+/// How long a dropped process is waited for; the kernel takes some milliseconds to free a gigabyte.
+const BURIAL: Duration = Duration::from_secs(2);
 /// Pause between two questions whether a process is ready.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines of a log that an error quotes.
@@ -278,8 +280,13 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let incarnation = self.current();
-        // Nobody is left to tell; the parent-death signal is the second net.
+        // Nobody is left to tell of an error; the parent-death signal is the second net.
         let _ = self.signal(&incarnation, Signal::SIGKILL);
+        // Its folder may be removed next, and its port taken.
+        let deadline = Instant::now() + BURIAL;
+        while incarnation.exit.borrow().is_none() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 

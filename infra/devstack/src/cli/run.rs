@@ -94,10 +94,11 @@ fn advise(home: &Home, endpoints: &Endpoints) {
 Everything stays up until Ctrl-C. In another terminal:
 
 {exports}
-  {relayctl} push README.md          # relay a file
-  {relayctl} tail --follow           # watch the duplicate-free topic
-  {relayctl} groups lag              # how far the processor is behind
-  curl -s $PROCESSOR_ADMIN/metrics   # its metrics; $INGEST_ADMIN/metrics are those of ingest
+  echo 'fn main() {{}}' | {relayctl} push --repo try -
+  {relayctl} get try                     # what is stored of it
+  {relayctl} tail --follow               # the duplicate-free topic
+  {relayctl} groups lag                  # how far the processor is behind
+  curl -s $PROCESSOR_ADMIN/metrics       # its metrics; $INGEST_ADMIN/metrics are those of ingest
 
 Data and logs: {logs}",
         exports = endpoints.lines("  export "),
