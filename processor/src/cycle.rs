@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::ports::{Clock, Fault, Ledger, Polled, Source, Store, Transaction, Unavailable};
 use crate::record::TopicPartition;
+use crate::trace;
 
 /// How long a poll waits when nothing is there: how soon a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
@@ -142,6 +143,7 @@ where
                 return Ok(0);
             }
             failpoint::hit("after-poll");
+            let _span = trace::span(self.batch.records()).entered();
             // Taken after the last poll and before anything is written: were it taken later, a member that was expelled meanwhile could
             // commit as an anonymous client, whom the broker does not fence.
             let Some(membership) = self.source.membership() else {

@@ -17,12 +17,13 @@ pub mod record;
 pub mod worker;
 
 mod failpoint;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use coderelay_runtime::admin::{self, AdminConfig, Readiness};
+use coderelay_runtime::admin::{self, Readiness};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -44,7 +45,7 @@ pub async fn run(config: ProcessorConfig, shutdown: CancellationToken) -> anyhow
     #[cfg(feature = "failpoints")]
     let _failpoints = failpoint::arm();
     let readiness = Readiness::new(["store", "assignment"]);
-    let _admin = admin::serve(&AdminConfig::from(&config.admin), readiness.clone()).await?;
+    let _admin = admin::serve(&config.admin, readiness.clone()).await?;
     let Some(inserter) = cql::connect(&config.cql, &shutdown).await? else {
         return Ok(());
     };

@@ -16,8 +16,7 @@ use scylla::client::session_builder::SessionBuilder;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Inserter;
-use crate::config::{CqlConfig, CqlTlsConfig};
+use super::{CqlConfig, CqlTlsConfig, Inserter};
 
 /// Connects and prepares the statements; keeps trying until it succeeds or `stop` is cancelled, which gives `None`.
 ///

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
-use crate::config::CqlConfig;
+use super::CqlConfig;
 use crate::decode::Row;
 use crate::metrics::Metrics;
 use crate::pace::StoreSample;
