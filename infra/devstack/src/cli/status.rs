@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Output;
 use super::home::Home;
 use super::state::{Life, NodeState, Phase, State};
-use super::up::report_dead;
+use super::up::{AFRESH, report_dead};
 
 /// Exit code when nothing runs, as `systemctl status` has it.
 const NOT_RUNNING: u8 = 3;
@@ -111,7 +111,7 @@ fn print(report: &Report, state: Option<&State>) {
         table.add_row([row.name, &row.pid.to_string(), &row.addresses.join(" "), state]);
     }
     println!("{table}");
-    if let Some(state) = state {
-        report_dead(state);
+    if state.is_some_and(report_dead) {
+        eprintln!("\n{AFRESH}");
     }
 }

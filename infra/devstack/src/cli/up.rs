@@ -17,6 +17,9 @@ use super::view::View;
 /// Between two looks at what the background process has written.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What to do about processes that died.
+pub(crate) const AFRESH: &str = "start afresh with: infra/dev down && infra/dev up";
+
 /// Exit code of a program that was interrupted.
 const INTERRUPTED: u8 = 130;
 
@@ -42,8 +45,11 @@ pub(crate) async fn up(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode> {
         eprintln!("it was running already");
     }
     announce(home, &state);
-    let dead = report_dead(&state);
-    Ok(if dead { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if report_dead(&state) {
+        eprintln!("\n{AFRESH}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn spawn_server(home: &Home, args: &UpArgs) -> anyhow::Result<Child> {
@@ -102,9 +108,5 @@ pub(crate) fn report_dead(state: &State) -> bool {
             eprintln!("\n{} died ({status}); the last lines of {}:\n{tail}", node.name, node.log.display());
         }
     }
-    let dead = state.dead().next().is_some();
-    if dead {
-        eprintln!("\nStart afresh with: infra/dev down && infra/dev up");
-    }
-    dead
+    state.dead().next().is_some()
 }
