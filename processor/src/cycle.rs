@@ -216,11 +216,22 @@ where
             return Ok(());
         }
         self.source.pause()?;
+        self.poll_paused(wait)?;
+        self.source.resume()
+    }
+
+    /// Polls for as long as `wait` while fetching is paused, so that the group goes on. What was just assigned is paused too; a record
+    /// of it that slips through is in the batch like any other.
+    fn poll_paused(&mut self, wait: Duration) -> Result<(), Fault> {
         let until = self.clock.now() + wait;
         while self.clock.now() < until && !(self.stopped)() {
+            let assigned = self.unreplayed.len();
             self.poll(IDLE_POLL)?;
+            if self.unreplayed.len() > assigned {
+                self.source.pause()?;
+            }
         }
-        self.source.resume()
+        Ok(())
     }
 
     /// Brings the memory up to date for partitions that were just assigned.
@@ -286,14 +297,7 @@ where
         self.source.pause()?;
         let began = self.clock.now();
         while !(self.stopped)() && self.store.probe().is_err() {
-            let next = self.clock.now() + PROBE_EVERY;
-            while self.clock.now() < next && !(self.stopped)() {
-                let known = self.unreplayed.len();
-                self.poll(IDLE_POLL)?;
-                if self.unreplayed.len() > known {
-                    self.source.pause()?;
-                }
-            }
+            self.poll_paused(PROBE_EVERY)?;
         }
         self.source.resume()?;
         self.metrics.store_up(true);

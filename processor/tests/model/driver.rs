@@ -48,6 +48,7 @@ pub struct Shared {
     pub rows: RefCell<BTreeMap<(String, u128), Row>>,
     pub flaw: Flaw,
     pub reuses_ids: bool,
+    slow: bool,
     choices: Vec<u8>,
     at: Cell<usize>,
     /// A process that is running has been taken out of its place.
@@ -227,7 +228,9 @@ fn revive(shared: &Rc<Shared>, number: usize) {
         packet: PacketLimits::default(),
         expiry: None,
     };
-    let pace = PaceLimits { floor: 30.0, ceiling: None, latency_target: Duration::from_secs(1), concurrency: 1 };
+    // A slow pace lets the cycle idle with fetching paused, through which rebalances bring records all the same.
+    let ceiling = shared.slow.then_some(0.4);
+    let pace = PaceLimits { floor: 0.1, ceiling, latency_target: Duration::from_secs(1), concurrency: 1 };
     let pace = Pace::new(pace, Instant::now());
     let cycle = Cycle::new(world, memory, Arc::clone(&METRICS), limits, pace, || false);
     shared.processes.borrow_mut()[number].as_mut().unwrap().cycle = Some(cycle);
@@ -267,6 +270,7 @@ pub fn run(choices: &[u8], flaw: Flaw) -> Result<(), String> {
         rows: RefCell::default(),
         flaw,
         reuses_ids: choices.first().is_some_and(|choice| choice % 2 == 1),
+        slow: choices.get(1).is_some_and(|choice| choice % 4 == 3),
         choices: choices.to_vec(),
         at: Cell::new(0),
         processes: RefCell::new(
