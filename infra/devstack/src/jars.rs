@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
 use crate::progress::{Event, Observer};
+use crate::spawner::{self, bound_command};
 
 /// A server that comes as jars from Maven Central.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,16 +59,17 @@ impl Product {
         let pom = dir.join("pom.xml");
         fs::write(&pom, self.pom).map_err(Error::io(&pom))?;
         observer.tell(&Event::Fetching { product: self.name, detail: "asking Maven Central".into() });
-        let mut maven = Command::new("mvn")
+        let missing = || Error::MissingProgram { program: "mvn".into(), install: "apt-get install -y maven" };
+        let mut command = bound_command(on_path("mvn").next().ok_or_else(missing)?);
+        command
             .args(["--batch-mode", "--strict-checksums", "dependency:copy-dependencies", "-DincludeScope=runtime"])
             .arg(format!("-DoutputDirectory={}", dir.display()))
             .arg("-f")
             .arg(&pom)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|_| Error::MissingProgram { program: "mvn".into(), install: "apt-get install -y maven" })?;
+            .stderr(Stdio::null());
+        let mut maven = spawner::spawn(command).map_err(Error::io("mvn"))?;
         let mut output = Vec::new();
         if let Some(stdout) = maven.stdout.take() {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -114,13 +116,17 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
 /// [`Error::MissingProgram`] if there is none.
 pub(crate) fn java() -> Result<PathBuf> {
     let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join("java"));
     let installed = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten().map(|jvm| jvm.path().join("bin/java"));
-    home.into_iter().chain(on_path).chain(installed).find(|java| is_java_17(java)).ok_or(Error::MissingProgram {
-        program: "Java 17".into(),
-        install: "apt-get install -y openjdk-17-jre-headless",
-    })
+    home.into_iter().chain(on_path("java")).chain(installed).find(|java| is_java_17(java)).ok_or(
+        Error::MissingProgram { program: "Java 17".into(), install: "apt-get install -y openjdk-17-jre-headless" },
+    )
+}
+
+/// The files of this name in the folders of the `PATH`.
+fn on_path(name: &'static str) -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    dirs.into_iter().map(move |dir| dir.join(name)).filter(|file| file.exists())
 }
 
 /// Every Java since 9 says in its `release` file what it is.
