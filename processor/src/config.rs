@@ -70,7 +70,7 @@ pub struct ProcessorConfig {
     pub expiry: ExpiryConfig,
     /// What a packet may be. Keep it equal to ingest's.
     #[garde(dive)]
-    pub packet: PacketLimits,
+    pub limits: PacketLimits,
     /// The admin port.
     #[garde(dive)]
     pub admin: AdminConfig,
@@ -94,7 +94,7 @@ impl Default for ProcessorConfig {
             dedup: DedupConfig::default(),
             pace: PaceConfig::default(),
             expiry: ExpiryConfig::default(),
-            packet: PacketLimits::default(),
+            limits: PacketLimits::default(),
             // Not ingest's, so that both run on one machine as they come.
             admin: AdminConfig { listen: SocketAddr::from(([127, 0, 0, 1], 9465)) },
             telemetry: TelemetryConfig::default(),

@@ -26,7 +26,7 @@ use crate::batch::{Batch, BatchLimits, Fate, Plan};
 use crate::dedup::Memory;
 use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
+use crate::pace::{Pace, StoreSample};
 use crate::ports::{Clock, Fault, Ledger, Polled, Source, Store, Transaction, Unavailable};
 use crate::record::TopicPartition;
 use crate::trace;
@@ -293,6 +293,7 @@ where
     /// An outage is no fault of the records: none of them goes to the dead-letter topic for it.
     fn wait_for_store(&mut self, reason: &Unavailable) -> Result<(), Fault> {
         warn!(%reason, "the store is away; fetching is paused until it answers");
+        self.pace.observe(StoreSample { records: 0, slowest: Duration::ZERO, troubled: true }, self.clock.now());
         self.metrics.store_up(false);
         self.source.pause()?;
         let began = self.clock.now();

@@ -107,7 +107,7 @@ fn limits(config: &ProcessorConfig) -> CycleLimits {
         batch: BatchLimits { records: config.batch.max_records, bytes: config.batch.max_bytes.as_usize() },
         linger: config.batch.linger.get(),
         window: config.dedup.window.get(),
-        packet: config.packet.clone(),
+        packet: config.limits.clone(),
         expiry: config
             .expiry
             .enabled

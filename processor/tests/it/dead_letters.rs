@@ -108,7 +108,7 @@ async fn a_row_the_store_refuses_is_dead_lettered_and_its_batch_goes_on() {
     // A CQL partition key cannot exceed 64 KiB; limits that allow such a repo_id let it through to the store.
     let mut long = packet(30);
     long.repo_id = "r".repeat(70_000);
-    let dead = dead_letters(&[by_ingest(&long)], &[("packet.repo_id_max", "100KiB")]).await;
+    let dead = dead_letters(&[by_ingest(&long)], &[("limits.repo_id_max", "100KiB")]).await;
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].header(dlq::DLQ_REASON).as_deref(), Some("store_rejected"));
     assert_ne!(dead[0].header(dlq::DLQ_ATTEMPTS).as_deref(), Some("0"));
