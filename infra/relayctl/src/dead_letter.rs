@@ -1,5 +1,6 @@
 //! One dead letter: the original record, and why it was put aside.
 
+use std::fmt;
 use std::str::FromStr;
 
 use coderelay_schemas::dlq::{
@@ -31,6 +32,12 @@ impl FromStr for Place {
             .and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)))
             .map(|(partition, offset)| Self { partition, offset })
             .ok_or_else(|| "expected PARTITION@OFFSET as `dlq list` shows it, e.g. 3@17".to_owned())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.partition, self.offset)
     }
 }
 

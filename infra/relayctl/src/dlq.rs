@@ -3,23 +3,19 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use coderelay_schemas::dlq::DlqReason;
-use governor::{Quota, RateLimiter};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
-use crate::connect::{Connection, REQUEST_TIMEOUT};
-use crate::dead_letter::{DeadLetter, Listed, Origin, Place};
+use crate::connect::Connection;
+use crate::dead_letter::{DeadLetter, Listed, Place};
 use crate::exit::{Exit, Refusal};
 use crate::output::{Output, count};
 use crate::position::{Moment, Position};
-use crate::progress::{Progress, remark};
 use crate::reader::{Offsets, Reader};
-use crate::record::Content;
+use crate::record::{Content, PacketView};
+use crate::replay::Replay;
 
 /// Dead letters: list, show, replay
 #[derive(Debug, clap::Subcommand)]
@@ -67,16 +63,16 @@ asks for them: their id still belongs to other content, so they would conflict a
 pub(crate) struct Filter {
     /// Only this reason (repeatable)
     #[arg(long, value_parser = reason_parser(), value_name = "REASON")]
-    reason: Vec<DlqReason>,
+    pub(crate) reason: Vec<DlqReason>,
     /// Dead-lettered at or after this time, or this long ago (2026-01-31T12:00:00Z, 15m)
     #[arg(long, value_name = "TIME")]
-    since: Option<Moment>,
+    pub(crate) since: Option<Moment>,
     /// Dead-lettered before this time, or this long ago
     #[arg(long, value_name = "TIME")]
-    until: Option<Moment>,
+    pub(crate) until: Option<Moment>,
     /// Only of this repository (by record key)
     #[arg(long)]
-    repo: Option<String>,
+    pub(crate) repo: Option<String>,
 }
 
 fn reason_parser() -> impl clap::builder::TypedValueParser<Value = DlqReason> {
@@ -101,13 +97,13 @@ pub(crate) async fn run(command: DlqCommand, connection: &Connection, output: &m
         DlqCommand::List { filter, limit } => tokio::task::block_in_place(|| list(&filter, limit, connection, output)),
         DlqCommand::Show { place } => tokio::task::block_in_place(|| show(place, connection, output)),
         DlqCommand::Replay { filter, places, rate, yes, dry_run: _ } => {
-            replay(Replay { filter, places, rate, yes }, connection, output).await
+            Replay { filter, places, rate, yes }.run(connection, output).await
         }
     }
 }
 
 /// Every dead letter there is now that matches, in the order of its partition.
-fn scan(
+pub(crate) fn scan(
     filter: &Filter,
     connection: &Connection,
     mut visit: impl FnMut(DeadLetter) -> anyhow::Result<ControlFlow<()>>,
@@ -146,7 +142,7 @@ struct Shown<'a> {
     #[serde(flatten)]
     listed: Listed,
     headers: BTreeMap<&'a str, String>,
-    packet: Option<crate::record::PacketView>,
+    packet: Option<PacketView>,
     /// The value where it is no packet: text, or base64.
     value: Option<Content>,
 }
@@ -155,9 +151,9 @@ fn show(place: Place, connection: &Connection, output: &mut Output) -> anyhow::R
     let reader = Reader::open(connection, &connection.topics().dlq)?;
     let found = find(&reader, place)?;
     let Some(letter) = found else {
-        bail!(Refusal::NotFound(format!("no dead letter at {}@{}", place.partition, place.offset)));
+        bail!(Refusal::NotFound(format!("no dead letter at {place}")));
     };
-    let packet = letter.packet().map(|packet| crate::record::PacketView::new(&packet, true));
+    let packet = letter.packet().map(|packet| PacketView::new(&packet, true));
     let text = |value: &Option<Vec<u8>>| String::from_utf8_lossy(value.as_deref().unwrap_or_default()).into_owned();
     let shown = Shown {
         listed: Listed::from(&letter),
@@ -196,134 +192,6 @@ fn find(reader: &Reader, place: Place) -> anyhow::Result<Option<DeadLetter>> {
         Ok(ControlFlow::Break(()))
     })?;
     Ok(found)
-}
-
-/// What to replay, and how.
-struct Replay {
-    filter: Filter,
-    places: Vec<Place>,
-    rate: NonZeroU32,
-    yes: bool,
-}
-
-/// What a replay did; also its JSON.
-#[derive(Debug, Default, Serialize)]
-struct Tally {
-    dry_run: bool,
-    /// Written back, or in a dry run: would be.
-    replayed: u64,
-    /// Left out, for their id belongs to other content.
-    id_conflicts: u64,
-    /// Left out, for their headers do not say where they came from.
-    without_origin: u64,
-    reasons: BTreeMap<String, u64>,
-    topics: BTreeMap<String, u64>,
-}
-
-impl Replay {
-    fn wants(&self, letter: &DeadLetter) -> bool {
-        self.places.is_empty() || self.places.contains(&letter.place)
-    }
-
-    /// Whether a conflict would be replayed although it conflicts again.
-    fn insists(&self) -> bool {
-        self.filter.reason.contains(&DlqReason::IdConflict)
-    }
-}
-
-async fn replay(replay: Replay, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let mut done = Tally { dry_run: !replay.yes, ..Tally::default() };
-    let producer = if replay.yes { Some(producer(connection)?) } else { None };
-    let pace = RateLimiter::direct(Quota::per_second(replay.rate));
-    let mut progress = Progress::new("replaying", 0);
-
-    let (letters, mut queue) = mpsc::channel(64);
-    let scanning = tokio::task::spawn_blocking({
-        let (filter, connection) = (replay.filter.clone(), connection.clone());
-        move || {
-            scan(&filter, &connection, |letter| {
-                let gone = letters.blocking_send(letter).is_err();
-                Ok(if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-            })
-        }
-    });
-    while let Some(letter) = queue.recv().await {
-        if !replay.wants(&letter) {
-            continue;
-        }
-        if letter.reason() == Some(DlqReason::IdConflict) && !replay.insists() {
-            done.id_conflicts += 1;
-            continue;
-        }
-        let Some(origin) = letter.origin() else {
-            done.without_origin += 1;
-            continue;
-        };
-        if let Some(producer) = &producer {
-            pace.until_ready().await;
-            send(producer, &letter, &origin).await?;
-        }
-        done.replayed += 1;
-        progress.advance(1);
-        *done.reasons.entry(letter.reason().map_or("unknown", DlqReason::as_str).to_owned()).or_default() += 1;
-        *done.topics.entry(origin.topic).or_default() += 1;
-    }
-    scanning.await??;
-    drop(progress);
-    if let Some(producer) = producer {
-        tokio::task::block_in_place(|| producer.flush(REQUEST_TIMEOUT)).context("flushing replayed records")?;
-    }
-    report(&done, &replay, output)
-}
-
-fn report(done: &Tally, replay: &Replay, output: &mut Output) -> anyhow::Result<Exit> {
-    if output.is_json() {
-        output.document(done)?;
-    }
-    for (topic, records) in &done.topics {
-        let verb = if done.dry_run { "would go back" } else { "went back" };
-        output.say(&format!("{} {verb} to {topic}", count(*records, "record")))?;
-    }
-    if done.id_conflicts > 0 {
-        remark(&format!(
-            "left out {} with reason id_conflict: the packet id belongs to other content, so they would conflict again. \
-             Push that content under another id, or insist with --reason id_conflict.",
-            count(done.id_conflicts, "dead letter")
-        ));
-    } else if replay.insists() && done.reasons.contains_key(DlqReason::IdConflict.as_str()) {
-        remark("packets with reason id_conflict conflict again for as long as the first use of their id is remembered");
-    }
-    if done.without_origin > 0 {
-        let letters = count(done.without_origin, "dead letter");
-        remark(&format!("left out {letters} whose headers do not name a source partition"));
-    }
-    if done.replayed == 0 && done.id_conflicts + done.without_origin == 0 {
-        output.say("no dead letters match")?;
-        return Ok(if replay.places.is_empty() { Exit::Success } else { Exit::NotFound });
-    }
-    if done.dry_run {
-        output.say("dry run: nothing was written; --yes does it")?;
-    }
-    Ok(if done.without_origin > 0 { Exit::Partial } else { Exit::Success })
-}
-
-fn producer(connection: &Connection) -> anyhow::Result<FutureProducer> {
-    let mut config = connection.kafka();
-    // A dead letter carries more headers than its original, never fewer: the topic's own limit is what counts.
-    config.set("enable.idempotence", "true").set("acks", "all").set("message.max.bytes", (8 << 20).to_string());
-    config.create().context("Kafka client settings")
-}
-
-async fn send(producer: &FutureProducer, letter: &DeadLetter, origin: &Origin) -> anyhow::Result<()> {
-    let mut record =
-        FutureRecord::<[u8], [u8]>::to(&origin.topic).partition(origin.partition).headers(letter.original_headers());
-    record.key = letter.key.as_deref();
-    record.payload = letter.value.as_deref();
-    producer.send(record, Duration::from_secs(30)).await.map_err(|(error, _)| error).with_context(|| {
-        let Place { partition, offset } = letter.place;
-        format!("replaying {partition}@{offset} to {} partition {}", origin.topic, origin.partition)
-    })?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,32 +10,34 @@
 
 mod cli;
 
-mod demo;
-mod dlq;
-mod get;
-mod groups;
-mod health;
 mod push;
 mod tail;
+mod get;
 mod topics;
+mod dlq;
+mod groups;
+mod health;
+mod demo;
 
-mod evidence;
-mod findings;
-
-mod delivery;
-mod packer;
-mod publisher;
 mod source;
+mod packer;
 mod window;
+mod publisher;
+mod delivery;
 
-mod dead_letter;
 mod position;
 mod reader;
 mod record;
-mod store;
+mod dead_letter;
+mod replay;
 mod cluster;
+mod store;
+
+mod findings;
+mod evidence;
 
 mod connect;
+
 mod exit;
 mod output;
 mod progress;

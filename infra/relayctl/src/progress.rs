@@ -33,8 +33,11 @@ impl Progress {
         self.plain();
     }
 
+    /// Further along; past the end the length grows, for work whose length is not known beforehand.
     pub(crate) fn advance(&mut self, by: u64) {
         self.bar.inc(by);
+        let length = self.bar.length().unwrap_or_default().max(self.bar.position());
+        self.bar.set_length(length);
         self.plain();
     }
 
