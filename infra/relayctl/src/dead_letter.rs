@@ -103,6 +103,16 @@ impl DeadLetter {
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }))
     }
 
+    /// Key and value: what makes it the same record, wherever it is.
+    pub(crate) fn identity(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.key, &self.value] {
+            let length = part.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64);
+            hasher.update(&length.to_le_bytes()).update(part.as_deref().unwrap_or_default());
+        }
+        hasher.finalize()
+    }
+
     /// The packet, where the value is one.
     pub(crate) fn packet(&self) -> Option<CodePacket> {
         CodePacket::decode(self.value.as_deref()?).ok()

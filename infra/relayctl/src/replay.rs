@@ -1,6 +1,6 @@
 //! Dead letters on their way back to the topics they came from.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 
@@ -47,6 +47,10 @@ struct Tally {
     id_conflicts: u64,
     /// Left out, for their headers do not say where they came from.
     without_origin: u64,
+    /// Left out, for the same record was dead-lettered more than once, as after a replay that did not help.
+    repeats: u64,
+    #[serde(skip)]
+    seen: HashSet<blake3::Hash>,
     reasons: BTreeMap<&'static str, u64>,
     topics: BTreeMap<String, u64>,
 }
@@ -99,6 +103,10 @@ impl Replay {
             done.without_origin += 1;
             return None;
         };
+        if !done.seen.insert(letter.identity()) {
+            done.repeats += 1;
+            return None;
+        }
         done.replayed += 1;
         *done.reasons.entry(reason.map_or("unknown", DlqReason::as_str)).or_default() += 1;
         *done.topics.entry(origin.topic.clone()).or_default() += 1;
@@ -132,6 +140,9 @@ impl Replay {
         if done.without_origin > 0 {
             let letters = count(done.without_origin, "dead letter");
             remark(&format!("left out {letters} whose headers do not name a source partition"));
+        }
+        if done.repeats > 0 {
+            output.say(&format!("{} of the same records left out", count(done.repeats, "repetition")))?;
         }
         if done.replayed == 0 && done.id_conflicts + done.without_origin == 0 {
             output.say("no dead letters match")?;
@@ -220,5 +231,19 @@ mod tests {
         assert!(replay(&[], &[there]).judge(&expired, &mut done).is_none());
         assert!(replay(&[], &[there, here]).judge(&expired, &mut done).is_some());
         assert_eq!(done.replayed, 1);
+    }
+
+    #[test]
+    fn a_record_dead_lettered_again_goes_back_once() {
+        let once = letter(&[(DLQ_REASON, "expired"), (DLQ_TOPIC, "t"), (DLQ_PARTITION, "4")]);
+        let mut again = once.clone();
+        again.place.offset += 1;
+        let mut other = again.clone();
+        other.value = None;
+        let mut done = Tally::default();
+        for letter in [&once, &again, &other] {
+            replay(&[], &[]).judge(letter, &mut done);
+        }
+        assert_eq!((done.replayed, done.repeats), (2, 1));
     }
 }
