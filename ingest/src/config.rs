@@ -118,7 +118,7 @@ pub struct GrpcConfig {
     #[garde(range(min = HumanSize::from_kib(64), max = HumanSize::from_mib(64)))]
     pub stream_window: HumanSize,
     /// HTTP/2 flow-control window of a connection. Several times `stream_window`, or one slow stream starves the others.
-    #[garde(range(min = HumanSize::from_kib(64), max = HumanSize::from_mib(256)))]
+    #[garde(range(max = HumanSize::from_mib(256)), custom(not_below(self.stream_window)))]
     pub connection_window: HumanSize,
     /// A stream on which nothing moves for this long ends with `DEADLINE_EXCEEDED`.
     #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(86_400)))]
@@ -157,6 +157,15 @@ impl Default for GrpcConfig {
             keepalive_timeout: HumanDuration::from_secs(20),
             max_connection_age: None,
         }
+    }
+}
+
+fn not_below(stream_window: HumanSize) -> impl FnOnce(&HumanSize, &()) -> garde::Result {
+    move |connection_window, ()| {
+        if *connection_window >= stream_window {
+            return Ok(());
+        }
+        Err(garde::Error::new(format!("must be at least grpc.stream_window ({stream_window}), better several times")))
     }
 }
 
@@ -242,4 +251,44 @@ pub enum Compression {
     None,
     /// Zstandard.
     Zstd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coderelay_runtime::config::{Sources, load};
+
+    fn with(settings: &[&str]) -> Result<IngestConfig, String> {
+        let flags = settings.iter().map(|setting| setting.parse().unwrap()).collect();
+        load(&Sources { flags, ..Sources::default() }).map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let config = with(&[]).unwrap();
+        assert_eq!(config.grpc.listen.to_string(), "127.0.0.1:50051");
+        assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
+        assert_eq!(config.topics.packets, "code.packets.v1");
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let mistakes = with(&[
+            "region=no spaces",
+            "grpc.max_packets=0",
+            "admission.bytes=1",
+            "producer.compresion=zstd",
+            "kafka.properties.acks=1",
+        ])
+        .unwrap_err();
+        for key in ["region", "max_packets", "admission.bytes", "compresion", "acks"] {
+            assert!(mistakes.contains(key), "{key} is missing in: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn a_connections_window_holds_a_streams() {
+        let mistakes = with(&["grpc.connection_window=64KiB"]).unwrap_err();
+        assert!(mistakes.contains("grpc.connection_window") && mistakes.contains("grpc.stream_window"), "{mistakes}");
+    }
 }

@@ -129,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn an_exported_span_takes_the_clients_place() {
+        use opentelemetry::trace::TracerProvider;
+        use tracing_subscriber::layer::SubscriberExt;
+
+        let tracer = opentelemetry_sdk::trace::SdkTracerProvider::builder().build().tracer("test");
+        let subscriber = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer));
+        tracing::subscriber::with_default(subscriber, || {
+            let origin = origin("traceparent", CLIENT);
+            let own = origin.traceparent(&origin.span(1), true);
+            assert_eq!(own[..36], CLIENT[..36], "the same trace");
+            assert_ne!(own[36..52], CLIENT[36..52], "another span");
+            assert!(own.ends_with("-01"));
+        });
+    }
+
+    #[test]
     fn without_one_or_with_nonsense_an_unsampled_one_is_made() {
         for sent in ["", "nonsense", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
             let origin = origin("traceparent", sent);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::publish_result::Outcome;
-use coderelay_schemas::pb::{PublishRequest, PublishResult};
+use coderelay_schemas::pb::{PublishBatchRequest, PublishRequest, PublishResult};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -142,6 +142,23 @@ async fn calls_beyond_the_limit_are_asked_to_wait() {
         world.client().await.publish(tokio_stream::iter([request(0, Vec::new())])).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_beyond_the_limit_waits_for_a_place() {
+    let world = World::with(|config| config.grpc.max_connections = 1).await;
+    let mut first = world.client().await;
+    committed(
+        &first.publish_batch(PublishBatchRequest { packets: packets("first", 1) }).await.unwrap().get_ref().results[0],
+    );
+    let mut second = world.client().await;
+    let mut waiting = tokio::spawn(async move {
+        let batch = PublishBatchRequest { packets: packets("second", 1) };
+        second.publish_batch(batch).await.unwrap().into_inner().results
+    });
+    assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+    drop(first);
+    committed(&waiting.await.unwrap()[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
