@@ -5,4 +5,5 @@ mod dead_letters;
 mod fencing;
 mod rebalance;
 mod relay;
+mod replay;
 mod support;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
 use coderelay_schemas::ledger::{self, Entry};
 use coderelay_schemas::packet_id::PacketId;
-use coderelay_schemas::topics::TopicNames;
+use coderelay_schemas::topics::{self, TopicNames};
 use coderelay_schemas::{cql, headers, pb};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -82,6 +82,11 @@ impl World {
 
     pub fn stack(&self) -> &'static Stack {
         self.stack
+    }
+
+    /// What is appended to the contract's topic names here.
+    pub fn suffix(&self) -> String {
+        self.topics.packets.trim_start_matches(topics::PACKETS).to_owned()
     }
 
     /// A processor called `instance`, not started yet.
