@@ -132,7 +132,7 @@ async fn an_empty_request_has_an_answer_without_results() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_message_limit_ends_its_own_call_only() {
-    let world = World::with(|config| config.grpc.max_message_size = "1MiB".parse().unwrap()).await;
+    let world = World::with(&["grpc.max_message_size=1MiB"]).await;
     let large = CodePacket { content: noise(2 << 20).into(), ..packet("acme/api", "") };
     let mut client = world.client().await;
     let batch = PublishBatchRequest { packets: vec![large.clone()] };
@@ -153,7 +153,7 @@ async fn a_request_over_the_message_limit_ends_its_own_call_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_too_many_packets_is_refused_as_a_whole() {
-    let world = World::with(|config| config.grpc.max_packets = 10).await;
+    let world = World::with(&["grpc.max_packets=10"]).await;
     let batch = PublishBatchRequest { packets: packets("many", 11) };
     let status = world.client().await.publish_batch(batch).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);

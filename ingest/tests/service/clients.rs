@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::pb::ingest_client::IngestClient;
 use coderelay_schemas::pb::publish_result::Outcome;
 use coderelay_schemas::pb::{PublishBatchRequest, PublishRequest, PublishResult};
 use tokio::sync::mpsc;
@@ -13,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{World, committed, eventually, is_committed, packets, places, reason, request};
+use crate::world::{World, committed, connect, eventually, is_committed, packets, places, reason, request};
 
 /// Requests that can be sent one by one.
 fn outgoing() -> (mpsc::Sender<PublishRequest>, ReceiverStream<PublishRequest>) {
@@ -32,14 +33,9 @@ fn acknowledged(results: &[PublishResult]) -> HashMap<(i32, i64), PacketId> {
     results.iter().filter_map(place).collect()
 }
 
-async fn is_idle(world: &World) -> bool {
-    world.metric("coderelay_ingest_in_flight_packets").await == 0.0
-        && world.metric("coderelay_ingest_in_flight_bytes").await == 0.0
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_sends_and_never_reads_is_held_by_flow_control() {
-    let world = World::with(|config| config.grpc.max_unanswered = 4).await;
+    let world = World::with(&["grpc.max_unanswered=4"]).await;
     let (sender, requests) = outgoing();
     let mut responses = world.client().await.publish(requests).await.unwrap().into_inner();
     let mut sent = 0;
@@ -48,7 +44,7 @@ async fn a_stream_that_sends_and_never_reads_is_held_by_flow_control() {
         sent += 1;
         assert!(sent < 500, "nothing holds the client");
     }
-    eventually("what was taken is in Kafka", async || is_idle(&world).await).await;
+    world.idle().await;
     let stored = world.records().await.len() as u64;
     assert!(stored < sent * 500, "{stored} of {} packets were taken though nobody reads", sent * 500);
 
@@ -67,7 +63,7 @@ async fn a_stream_that_sends_and_never_reads_is_held_by_flow_control() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_stream_is_told_to_come_back_later() {
-    let world = World::with(|config| config.grpc.stream_idle_timeout = "1s".parse().unwrap()).await;
+    let world = World::with(&["grpc.stream_idle_timeout=1s"]).await;
     let (sender, requests) = outgoing();
     let mut responses = world.client().await.publish(requests).await.unwrap().into_inner();
     sender.send(request(0, packets("before", 1))).await.unwrap();
@@ -94,7 +90,7 @@ async fn a_client_that_cancels_loses_nothing_that_was_acknowledged() {
         results.extend(responses.next().await.unwrap().unwrap().results);
     }
     drop(responses);
-    eventually("the budget is back", async || is_idle(&world).await).await;
+    world.idle().await;
 
     let stored = places(&world.records().await);
     let acknowledged = acknowledged(&results);
@@ -105,14 +101,14 @@ async fn a_client_that_cancels_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_vanishes_leaves_nothing_behind() {
     let world = World::start().await;
-    let port = world.config.grpc.listen.port();
+    let port = world.port;
     // A runtime of its own, so that its connection dies with it in the middle of a message.
     let client = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (sender, requests) = outgoing();
-            let channel = crate::world::connect(port).await;
-            let mut client = coderelay_schemas::pb::ingest_client::IngestClient::new(channel);
+            let channel = connect(port).await;
+            let mut client = IngestClient::new(channel);
             let mut responses = client.publish(requests).await.unwrap().into_inner();
             sender.send(request(0, packets("vanish", 100))).await.unwrap();
             let results = responses.next().await.unwrap().unwrap().results;
@@ -122,7 +118,7 @@ async fn a_client_that_vanishes_leaves_nothing_behind() {
         })
     });
     let results = client.join().unwrap();
-    eventually("the budget is back", async || is_idle(&world).await).await;
+    world.idle().await;
     let stored = places(&world.records().await);
     assert!(acknowledged(&results).iter().all(|(place, id)| stored.get(place) == Some(id)));
     committed(&world.publish(packets("after", 1)).await[0]);
@@ -130,7 +126,7 @@ async fn a_client_that_vanishes_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_beyond_the_limit_are_asked_to_wait() {
-    let world = World::with(|config| config.grpc.max_streams = 1).await;
+    let world = World::with(&["grpc.max_streams=1"]).await;
     let (sender, requests) = outgoing();
     let mut open = world.client().await.publish(requests).await.unwrap().into_inner();
     let refused = world.client().await.publish(tokio_stream::pending()).await.unwrap_err();
@@ -146,7 +142,7 @@ async fn calls_beyond_the_limit_are_asked_to_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_beyond_the_limit_waits_for_a_place() {
-    let world = World::with(|config| config.grpc.max_connections = 1).await;
+    let world = World::with(&["grpc.max_connections=1"]).await;
     let mut first = world.client().await;
     committed(
         &first.publish_batch(PublishBatchRequest { packets: packets("first", 1) }).await.unwrap().get_ref().results[0],
@@ -163,7 +159,7 @@ async fn a_connection_beyond_the_limit_waits_for_a_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_at_its_connections_age() {
-    let world = World::with(|config| config.grpc.max_connection_age = Some("1s".parse().unwrap())).await;
+    let world = World::with(&["grpc.max_connection_age=1s"]).await;
     let (sender, requests) = outgoing();
     let mut responses = world.client().await.publish(requests).await.unwrap().into_inner();
     sender.send(request(0, packets("before", 1))).await.unwrap();

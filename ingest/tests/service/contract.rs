@@ -28,7 +28,7 @@ async fn a_record_is_as_the_contract_says() {
     let before = now_ms();
     let results = world.publish(vec![sent.clone()]).await;
     let place = committed(&results[0]);
-    assert_eq!(place.topic, world.config.topics.packets);
+    assert_eq!(place.topic, world.topic);
     assert_eq!(place.partition, partition_for(b"acme/api", PARTITIONS));
 
     let records = world.records().await;
@@ -145,9 +145,10 @@ async fn health_follows_readiness() {
     let check = HealthCheckRequest { service: "coderelay.v1.Ingest".into() };
     let mut watch = health.watch(check).await.unwrap().into_inner();
     assert_eq!(watch.next().await.unwrap().unwrap().status, 1);
-    world.shutdown.cancel();
-    assert_eq!(watch.next().await.unwrap().unwrap().status, 2, "a leaving instance tells its watchers");
-    world.ended.await.unwrap().unwrap();
+    let told = async { watch.next().await.unwrap().unwrap().status };
+    let (told, ended) = tokio::join!(told, world.process.terminate());
+    assert_eq!(told, 2, "a leaving instance tells its watchers");
+    assert!(ended.unwrap().success(), "and a watcher does not hold it back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +176,7 @@ async fn reflection_describes_the_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_method_is_unimplemented() {
     let world = World::start().await;
-    let url = format!("http://{}/coderelay.v1.Ingest/Subscribe", world.config.grpc.listen);
+    let url = format!("http://127.0.0.1:{}/coderelay.v1.Ingest/Subscribe", world.port);
     let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
     let response = client.post(url).header("content-type", "application/grpc").send().await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "12");

@@ -5,19 +5,20 @@ use std::time::Duration;
 use coderelay_devstack::Stack;
 use coderelay_schemas::pb::publish_result::Outcome;
 use coderelay_schemas::pb::{PublishBatchRequest, PublishResult};
+use coderelay_schemas::topics::TopicNames;
 use tonic::Code;
 
-use crate::world::{Service, World, committed, eventually, is_committed, packets, places, reason, records, refusal};
+use crate::world::{World, committed, eventually, is_committed, packets, places, reason, refusal};
 
 /// What `ingest` may use at most with its default budget, in MiB.
 const MEMORY: u64 = 256;
 
 /// Publishes batches, each a new connection's first, and returns their results.
-async fn hammer(service: &Service, batches: usize, name: &str) -> Vec<PublishResult> {
+async fn hammer(world: &World, batches: usize, name: &str) -> Vec<PublishResult> {
     let batch = |n: usize| {
         let mut client = None;
         async move {
-            let client = client.get_or_insert(service.client().await);
+            let client = client.get_or_insert(world.client().await);
             // Noise, 3 KiB each: 6 MiB a batch.
             let packets = packets(&format!("{name} {n} {}", noise(3072)), 2000);
             let response = client.publish_batch(PublishBatchRequest { packets }).await;
@@ -35,11 +36,11 @@ fn noise(length: usize) -> String {
 async fn an_outage_costs_neither_memory_nor_packets() {
     let stack = Stack::builder().start().await.unwrap();
     let settings = ["producer.message_timeout=5s", "admission.max_wait=1s", "kafka.properties.socket.timeout.ms=3000"];
-    let service = Service::start(&stack, &settings).await;
-    committed(&hammer(&service, 1, "before").await[0]);
+    let world = World::on(&stack, &settings).await;
+    committed(&hammer(&world, 1, "before").await[0]);
 
     stack.broker(0).pause().await.unwrap();
-    let results = hammer(&service, 40, "away").await;
+    let results = hammer(&world, 40, "away").await;
     assert_eq!(results.len(), 40 * 2000, "every packet is answered");
     let mut reasons = std::collections::BTreeSet::new();
     for result in &results {
@@ -51,29 +52,29 @@ async fn an_outage_costs_neither_memory_nor_packets() {
         }
     }
     assert!(reasons.contains("ADMISSION_EXHAUSTED") && reasons.contains("KAFKA_UNAVAILABLE"), "{reasons:?}");
-    assert!(service.peak_memory() < MEMORY, "{} MiB", service.peak_memory());
+    assert!(world.peak_memory() < MEMORY, "{} MiB", world.peak_memory());
 
     stack.broker(0).resume().await.unwrap();
     let mut last = Vec::new();
     eventually("packets are taken again", async || {
-        last = hammer(&service, 1, "after").await;
+        last = hammer(&world, 1, "after").await;
         last.iter().all(is_committed)
     })
     .await;
-    let stored = places(&records(&stack.bootstrap_servers(), &service.topics.packets).await);
+    let stored = places(&world.records().await);
     for result in results.iter().chain(&last) {
         if let Some(Outcome::Committed(place)) = &result.outcome {
             let id = stored[&(place.partition, place.offset)];
             assert_eq!(id.to_bytes(), result.packet_id);
         }
     }
-    assert!(service.process.is_running());
+    assert!(world.process.is_running());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_restarts_is_waited_for() {
     let stack = Stack::builder().start().await.unwrap();
-    let world = World::on(&stack, |_| {}).await;
+    let world = World::on(&stack, &[]).await;
     stack.broker(0).kill().await.unwrap();
     let mut client = world.client().await;
     let waiting = tokio::spawn(async move {
@@ -90,21 +91,14 @@ async fn a_broker_that_restarts_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_kafka_the_service_starts_and_waits() {
+async fn without_kafka_the_world_starts_and_waits() {
     let stack = Stack::builder().start().await.unwrap();
     stack.broker(0).pause().await.unwrap();
-    let mut config = ingest::config::IngestConfig::default();
-    config.kafka.bootstrap_servers = stack.bootstrap_servers();
-    config.producer.message_timeout = "1s".parse().unwrap();
-    config.grpc.listen.set_port(coderelay_devstack::free_port().unwrap());
-    config.admin.listen.set_port(coderelay_devstack::free_port().unwrap());
-    let shutdown = coderelay_runtime::CancellationToken::new();
-    let ended = tokio::spawn(ingest::run(config.clone(), shutdown.clone()));
-    let world = World { bootstrap: stack.bootstrap_servers(), config, shutdown, ended };
+    let topics = TopicNames::default();
+    let world = World::launch(&stack, &topics, &["producer.message_timeout=1s"]);
     eventually("the admin port answers", async || world.ready().await == 503).await;
     let (code, details) = refusal(&world.publish(packets("early", 1)).await[0]);
     assert_eq!((code, reason(&details)), (Code::Unavailable, "KAFKA_UNAVAILABLE"));
     assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_secs(1)));
-    world.shutdown.cancel();
-    world.ended.await.unwrap().unwrap();
+    assert!(world.process.terminate().await.unwrap().success());
 }

@@ -12,7 +12,7 @@ use tokio_stream::StreamExt;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{Service, kafka, packets, places, reason, records, refusal, request};
+use crate::world::{World, packets, places, reason, refusal, request};
 
 /// What one client has seen by its end.
 #[derive(Default)]
@@ -36,8 +36,8 @@ impl Seen {
 }
 
 /// A client that publishes without pause until its stream ends.
-async fn publish(service: &Service, name: String) -> impl Future<Output = Seen> + use<> {
-    let mut client = service.client().await;
+async fn publish(world: &World, name: String) -> impl Future<Output = Seen> + use<> {
+    let mut client = world.client().await;
     async move {
         let requests = tokio_stream::iter((0..).map(move |n| request(n * 50, packets(&format!("{name} {n}"), 50))));
         let mut responses = client.publish(requests).await.unwrap().into_inner();
@@ -56,8 +56,8 @@ async fn publish(service: &Service, name: String) -> impl Future<Output = Seen> 
 }
 
 /// The same with one call after the other, until one fails.
-async fn publish_batches(service: &Service, name: String) -> impl Future<Output = Seen> + use<> {
-    let mut client = service.client().await;
+async fn publish_batches(world: &World, name: String) -> impl Future<Output = Seen> + use<> {
+    let mut client = world.client().await;
     async move {
         let mut seen = Seen::default();
         for n in 0.. {
@@ -74,11 +74,11 @@ async fn publish_batches(service: &Service, name: String) -> impl Future<Output 
     }
 }
 
-async fn load(service: &Service) -> JoinSet<Seen> {
+async fn load(world: &World) -> JoinSet<Seen> {
     let mut load = JoinSet::new();
     for n in 0..3 {
-        load.spawn(publish(service, format!("stream {n}")).await);
-        load.spawn(publish_batches(service, format!("batches {n}")).await);
+        load.spawn(publish(world, format!("stream {n}")).await);
+        load.spawn(publish_batches(world, format!("batches {n}")).await);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     load
@@ -86,14 +86,14 @@ async fn load(service: &Service) -> JoinSet<Seen> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_and_doubles_nothing() {
-    let service = Service::start(kafka().await, &[]).await;
-    let load = load(&service).await;
+    let world = World::start().await;
+    let load = load(&world).await;
     let started = Instant::now();
-    let status = service.process.terminate().await.unwrap();
-    assert!(status.success(), "{status}: {}", service.process.log_tail(20));
+    let status = world.process.terminate().await.unwrap();
+    assert!(status.success(), "{status}: {}", world.process.log_tail(20));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 
-    let stored = places(&records(&kafka().await.bootstrap_servers(), &service.topics.packets).await);
+    let stored = places(&world.records().await);
     let (mut acknowledged, mut told) = (0, 0);
     for seen in load.join_all().await {
         assert!(seen.acknowledged.iter().all(|(place, id)| stored.get(place) == Some(id)));
@@ -116,10 +116,10 @@ async fn sigterm_under_load_loses_and_doubles_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigkill_under_load_loses_nothing_that_was_acknowledged() {
-    let service = Service::start(kafka().await, &[]).await;
-    let load = load(&service).await;
-    service.process.kill().await.unwrap();
-    let stored = places(&records(&kafka().await.bootstrap_servers(), &service.topics.packets).await);
+    let world = World::start().await;
+    let load = load(&world).await;
+    world.process.kill().await.unwrap();
+    let stored = places(&world.records().await);
     for seen in load.join_all().await {
         assert!(!seen.acknowledged.is_empty());
         assert!(seen.acknowledged.iter().all(|(place, id)| stored.get(place) == Some(id)));
@@ -129,9 +129,9 @@ async fn sigkill_under_load_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kafka_it_leaves_within_its_grace_period_and_answers_before() {
     let stack = Stack::builder().start().await.unwrap();
-    let service = Service::start(&stack, &["lifecycle.grace=4s"]).await;
+    let world = World::on(&stack, &["lifecycle.grace=4s"]).await;
     stack.broker(0).pause().await.unwrap();
-    let mut client = service.client().await;
+    let mut client = world.client().await;
     let waiting = tokio::spawn(async move {
         let requests = tokio_stream::iter([request(0, packets("stuck", 10))]).chain(tokio_stream::pending());
         let mut responses = client.publish(requests).await.unwrap().into_inner();
@@ -139,9 +139,9 @@ async fn without_kafka_it_leaves_within_its_grace_period_and_answers_before() {
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = Instant::now();
-    let status = service.process.terminate().await.unwrap();
+    let status = world.process.terminate().await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    assert!(status.success(), "{status}: {}", service.process.log_tail(20));
+    assert!(status.success(), "{status}: {}", world.process.log_tail(20));
     let (results, end) = waiting.await.unwrap();
     assert_eq!(results.len(), 10);
     for result in results {

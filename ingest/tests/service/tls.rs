@@ -1,10 +1,7 @@
 //! The gRPC port with TLS, and with clients that must show a certificate.
 
-use std::path::{Path, PathBuf};
-
 use coderelay_schemas::pb::PublishBatchRequest;
 use coderelay_schemas::pb::ingest_client::IngestClient;
-use ingest::config::TlsConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity};
 
@@ -31,19 +28,24 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    fn write(&self, name: &str, pem: &str) -> PathBuf {
-        let path: &Path = self.dir.path();
-        std::fs::write(path.join(name), pem).unwrap();
-        path.join(name)
+    fn write(&self, name: &str, pem: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
     }
 
-    fn server(&self, clients_must_show: bool) -> TlsConfig {
+    /// Settings for a server with a certificate of this authority.
+    fn server(&self) -> Vec<String> {
         let (certificate, key) = self.sign("localhost");
-        TlsConfig {
-            certificate: self.write("server.pem", &certificate),
-            key: self.write("server.key", &key),
-            client_ca: clients_must_show.then(|| self.write("ca.pem", &self.issuer.pem())),
-        }
+        let (certificate, key) = (self.write("server.pem", &certificate), self.write("server.key", &key));
+        vec![format!("grpc.tls.certificate={certificate}"), format!("grpc.tls.key={key}")]
+    }
+
+    /// The same for one that asks clients for theirs.
+    fn strict_server(&self) -> Vec<String> {
+        let mut settings = self.server();
+        settings.push(format!("grpc.tls.client_ca={}", self.write("ca.pem", &self.issuer.pem())));
+        settings
     }
 
     async fn connect(&self, world: &World, identity: Option<Identity>) -> Result<Channel, Error> {
@@ -52,9 +54,13 @@ impl Authority {
         if let Some(identity) = identity {
             tls = tls.identity(identity);
         }
-        let address = format!("https://127.0.0.1:{}", world.config.grpc.listen.port());
+        let address = format!("https://127.0.0.1:{}", world.port);
         Endpoint::from_shared(address)?.tls_config(tls)?.connect().await
     }
+}
+
+async fn start(settings: Vec<String>) -> World {
+    World::with(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 async fn publish(channel: Channel) -> Result<(), tonic::Status> {
@@ -68,7 +74,7 @@ async fn publish(channel: Channel) -> Result<(), tonic::Status> {
 async fn with_tls_clients_see_the_certificate() {
     coderelay_runtime::tls::install_provider();
     let authority = Authority::new();
-    let world = World::with(|config| config.grpc.tls = Some(authority.server(false))).await;
+    let world = start(authority.server()).await;
     publish(authority.connect(&world, None).await.unwrap()).await.unwrap();
     assert!(Authority::new().connect(&world, None).await.is_err(), "not the authority that signed it");
 }
@@ -77,7 +83,7 @@ async fn with_tls_clients_see_the_certificate() {
 async fn clients_without_a_certificate_are_turned_away() {
     coderelay_runtime::tls::install_provider();
     let authority = Authority::new();
-    let world = World::with(|config| config.grpc.tls = Some(authority.server(true))).await;
+    let world = start(authority.strict_server()).await;
     let (certificate, key) = authority.sign("client");
     let identity = Identity::from_pem(certificate, key);
     publish(authority.connect(&world, Some(identity)).await.unwrap()).await.unwrap();

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use coderelay_devstack::{Launch, Process, Stack, free_port};
-use coderelay_runtime::CancellationToken;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::ingest_client::IngestClient;
 use coderelay_schemas::pb::publish_result::Outcome;
@@ -16,13 +15,11 @@ use coderelay_schemas::pb::{
 use coderelay_schemas::topics::TopicNames;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ingest::config::IngestConfig;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message, OwnedMessage};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
-use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, RpcStatusExt};
@@ -39,47 +36,62 @@ pub(crate) async fn kafka() -> &'static Stack {
 }
 
 /// Topics that no other test uses.
-pub(crate) async fn fresh_topics(stack: &Stack) -> TopicNames {
+async fn fresh_topics(stack: &Stack) -> TopicNames {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let topics = TopicNames::with_suffix(&format!("-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     stack.create_topics(&topics, PARTITIONS).await.unwrap();
     topics
 }
 
-/// An `ingest` inside this process.
+/// The `ingest` binary as a process of its own, with a topic of its own.
 pub(crate) struct World {
-    pub(crate) bootstrap: String,
-    pub(crate) config: IngestConfig,
-    pub(crate) shutdown: CancellationToken,
-    pub(crate) ended: JoinHandle<anyhow::Result<()>>,
+    pub(crate) process: Process,
+    pub(crate) topic: String,
+    pub(crate) port: u16,
+    pub(crate) admin: u16,
+    bootstrap: String,
+    _dir: tempfile::TempDir,
 }
 
 impl World {
-    /// Starts it on the shared broker with a topic of its own.
+    /// One with default settings on the shared broker, ready for work.
     pub(crate) async fn start() -> Self {
-        Self::with(|_| {}).await
+        Self::with(&[]).await
     }
 
-    pub(crate) async fn with(change: impl FnOnce(&mut IngestConfig)) -> Self {
-        Self::on(kafka().await, change).await
+    /// One with these settings, as `key=value`.
+    pub(crate) async fn with(settings: &[&str]) -> Self {
+        Self::on(kafka().await, settings).await
     }
 
-    pub(crate) async fn on(stack: &Stack, change: impl FnOnce(&mut IngestConfig)) -> Self {
-        let mut config = IngestConfig { topics: fresh_topics(stack).await, ..IngestConfig::default() };
-        config.kafka.bootstrap_servers = stack.bootstrap_servers();
-        config.region = "test".into();
-        config.grpc.listen.set_port(free_port().unwrap());
-        config.admin.listen.set_port(free_port().unwrap());
-        change(&mut config);
-        let shutdown = CancellationToken::new();
-        let ended = tokio::spawn(ingest::run(config.clone(), shutdown.clone()));
-        let world = Self { bootstrap: stack.bootstrap_servers(), config, shutdown, ended };
+    /// One on a broker that the test may harm.
+    pub(crate) async fn on(stack: &Stack, settings: &[&str]) -> Self {
+        let world = Self::launch(stack, &fresh_topics(stack).await, settings);
         eventually("ingest is ready", async || world.ready().await == 200).await;
         world
     }
 
+    /// One that may not become ready.
+    pub(crate) fn launch(stack: &Stack, topics: &TopicNames, settings: &[&str]) -> Self {
+        let (port, admin) = (free_port().unwrap(), free_port().unwrap());
+        let mut set = vec![
+            format!("grpc.listen=127.0.0.1:{port}"),
+            format!("admin.listen=127.0.0.1:{admin}"),
+            format!("kafka.bootstrap_servers={}", stack.bootstrap_servers()),
+            format!("topics.packets={}", topics.packets),
+            "region=test".to_owned(),
+        ];
+        set.extend(settings.iter().map(ToString::to_string));
+        let dir = tempfile::tempdir().unwrap();
+        let args = set.into_iter().flat_map(|setting| ["--set".to_owned(), setting]);
+        let launch = Launch::new("ingest", env!("CARGO_BIN_EXE_ingest"), dir.path()).args(args);
+        let process = Process::launch(launch).unwrap();
+        let (topic, bootstrap) = (topics.packets.clone(), stack.bootstrap_servers());
+        Self { process, topic, port, admin, bootstrap, _dir: dir }
+    }
+
     pub(crate) async fn channel(&self) -> Channel {
-        connect(self.config.grpc.listen.port()).await
+        connect(self.port).await
     }
 
     pub(crate) async fn client(&self) -> IngestClient<Channel> {
@@ -93,7 +105,7 @@ impl World {
 
     /// Publishes what need not be packets.
     pub(crate) async fn publish_raw(&self, packets: Vec<Vec<u8>>) -> Vec<PublishResult> {
-        let mut client = tonic::client::Grpc::new(self.channel().await).max_encoding_message_size(64 << 20);
+        let mut client = tonic::client::Grpc::new(self.channel().await);
         client.ready().await.unwrap();
         let path = http::uri::PathAndQuery::from_static("/coderelay.v1.Ingest/PublishBatch");
         let codec = ProstCodec::<RawBatch, PublishBatchResponse>::default();
@@ -101,66 +113,33 @@ impl World {
         client.unary(request, path, codec).await.unwrap().into_inner().results
     }
 
+    /// Everything in the topic at this moment.
     pub(crate) async fn records(&self) -> Vec<OwnedMessage> {
-        records(&self.bootstrap, &self.config.topics.packets).await
+        records(&self.bootstrap, &self.topic).await
     }
 
-    /// The status of `/readyz`, 0 if nobody answers.
+    /// The status of `/readyz`, 0 if nobody answers yet.
     pub(crate) async fn ready(&self) -> u16 {
-        let url = format!("http://{}/readyz", self.config.admin.listen);
+        assert!(self.process.is_running(), "{}", self.process.log_tail(20));
+        let url = format!("http://127.0.0.1:{}/readyz", self.admin);
         reqwest::get(url).await.map_or(0, |response| response.status().as_u16())
     }
 
     /// One metric's value by name and, if there are any, labels; 0 if it is not there.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
-        let url = format!("http://{}/metrics", self.config.admin.listen);
+        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
         let text = reqwest::get(url).await.unwrap().text().await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
-}
 
-/// `PublishBatchRequest` on the wire, with packets that are any bytes.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct RawBatch {
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub(crate) packets: Vec<Vec<u8>>,
-}
-
-/// The `ingest` binary as a process of its own.
-pub(crate) struct Service {
-    pub(crate) process: Process,
-    pub(crate) topics: TopicNames,
-    pub(crate) port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Service {
-    pub(crate) async fn start(stack: &Stack, settings: &[&str]) -> Self {
-        let (port, admin) = (free_port().unwrap(), free_port().unwrap());
-        let topics = fresh_topics(stack).await;
-        let mut set = vec![
-            format!("grpc.listen=127.0.0.1:{port}"),
-            format!("admin.listen=127.0.0.1:{admin}"),
-            format!("kafka.bootstrap_servers={}", stack.bootstrap_servers()),
-            format!("topics.packets={}", topics.packets),
-        ];
-        set.extend(settings.iter().map(ToString::to_string));
-        let dir = tempfile::tempdir().unwrap();
-        let args = set.into_iter().flat_map(|setting| ["--set".to_owned(), setting]);
-        let launch = Launch::new("ingest", env!("CARGO_BIN_EXE_ingest"), dir.path()).args(args);
-        let process = Process::launch(launch).unwrap();
-        let ready = format!("http://127.0.0.1:{admin}/readyz");
-        eventually("the ingest process is ready", async || {
-            assert!(process.is_running(), "{}", process.log_tail(20));
-            reqwest::get(&ready).await.is_ok_and(|response| response.status().is_success())
+    /// Waits until nothing is on its way any more: what was taken is in Kafka, and the whole budget is back.
+    pub(crate) async fn idle(&self) {
+        eventually("the budget is back", async || {
+            self.metric("coderelay_ingest_in_flight_packets").await == 0.0
+                && self.metric("coderelay_ingest_in_flight_bytes").await == 0.0
         })
         .await;
-        Self { process, topics, port, _dir: dir }
-    }
-
-    pub(crate) async fn client(&self) -> IngestClient<Channel> {
-        IngestClient::new(connect(self.port).await)
     }
 
     /// The most memory the process has had resident so far, in MiB.
@@ -171,29 +150,45 @@ impl Service {
     }
 }
 
+/// `PublishBatchRequest` on the wire, with packets that are any bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RawBatch {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub(crate) packets: Vec<Vec<u8>>,
+}
+
 pub(crate) async fn connect(port: u16) -> Channel {
     Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.unwrap()
 }
 
-/// Everything in a topic, in the order of the partitions.
-pub(crate) async fn records(bootstrap: &str, topic: &str) -> Vec<OwnedMessage> {
+/// Everything in a topic at this moment.
+async fn records(bootstrap: &str, topic: &str) -> Vec<OwnedMessage> {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
     let read = move || {
         let consumer: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", bootstrap).set("group.id", "test").create().unwrap();
-        let mut missing = 0;
+        let mut ends = HashMap::new();
         let mut assignment = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
             let (low, high) = consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap();
-            missing += high - low;
-            assignment.add_partition_offset(&topic, partition, Offset::Beginning).unwrap();
+            ends.insert(partition, high);
+            if low < high {
+                assignment.add_partition_offset(&topic, partition, Offset::Beginning).unwrap();
+            }
         }
+        let mut unfinished = assignment.count();
         consumer.assign(&assignment).unwrap();
         let mut records = Vec::new();
-        while missing > 0 {
-            let record = consumer.poll(PATIENCE).expect("a record that the watermarks promise").unwrap();
-            records.push(record.detach());
-            missing -= 1;
+        while unfinished > 0 {
+            let record = consumer.poll(PATIENCE).expect("a record that the watermarks promise").unwrap().detach();
+            let end = ends[&record.partition()];
+            if record.offset() + 1 == end {
+                unfinished -= 1;
+            }
+            // Others may still be writing.
+            if record.offset() < end {
+                records.push(record);
+            }
         }
         records
     };
