@@ -1,6 +1,5 @@
 //! The process: port, calls, Kafka client and probes put together, and taken apart again in the right order.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use coderelay_runtime::admin::{self, Readiness};
 use coderelay_runtime::config::HumanDuration;
 use coderelay_schemas::FILE_DESCRIPTOR_SET;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -38,6 +37,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long connections may linger after their last call is answered, for example with a health watch open.
 const LINGER: Duration = Duration::from_millis(500);
 
+type Serving = JoinHandle<Result<(), tonic::transport::Error>>;
+
 /// Runs the service until `shutdown` is cancelled and what was taken by then is answered.
 ///
 /// # Errors
@@ -54,11 +55,12 @@ pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::R
     let (health, health_service) = health_reporter();
     monitor::set_health(&health, false).await;
     let watches = watches(&config, &intake, &readiness, health);
-    let served = serve(&config.grpc, listener, Arc::clone(&intake), health_service)?;
+    let mut served = serve(&config.grpc, listener, Arc::clone(&intake), health_service)?;
 
     tokio::select! {
         () = shutdown.cancelled() => tracing::info!("draining"),
         () = broken.cancelled() => tracing::error!("leaving: the Kafka client has failed for good"),
+        ended = &mut served => anyhow::bail!("the gRPC server ended by itself: {ended:?}"),
     }
     readiness.drain();
     let end = Instant::now() + config.lifecycle.grace.get();
@@ -98,13 +100,13 @@ fn watches(config: &IngestConfig, intake: &Intake, readiness: &Readiness, health
     watches
 }
 
-/// Starts to serve; the returned future completes when draining has begun and every connection is closed.
+/// Starts to serve. The task ends when draining has begun and every connection is closed.
 fn serve(
     config: &GrpcConfig,
     listener: TcpListener,
     intake: Arc<Intake>,
     health: HealthServer<impl Health>,
-) -> anyhow::Result<impl Future<Output = ()>> {
+) -> anyhow::Result<Serving> {
     let limits = CallLimits {
         frame: FrameLimits {
             max_message_size: config.max_message_size.get() as u32,
@@ -139,12 +141,7 @@ fn serve(
         .add_service(health)
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, draining.cancelled_owned());
-    let serving = tokio::spawn(serving);
-    Ok(async move {
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the gRPC server ended by itself");
-        }
-    })
+    Ok(tokio::spawn(serving))
 }
 
 fn server_tls(config: &TlsConfig) -> anyhow::Result<ServerTlsConfig> {
@@ -160,7 +157,7 @@ fn server_tls(config: &TlsConfig) -> anyhow::Result<ServerTlsConfig> {
 }
 
 /// Reads no more, answers what was taken, closes the connections; then waits for what clients that had left had sent.
-async fn drain(intake: &Intake, served: impl Future<Output = ()>, end: Instant) {
+async fn drain(intake: &Intake, served: Serving, end: Instant) {
     intake.draining.cancel();
     intake.calls.close();
     let acknowledged = async {

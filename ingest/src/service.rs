@@ -113,9 +113,13 @@ impl IngestService {
     async fn publish_batch(self, mut frames: Frames, origin: Origin) -> Result<Response<Body>, Status> {
         let _token = self.intake.calls.token();
         let taken = async {
-            let frame = frames.next().await?.ok_or_else(|| {
-                Failure::permanent(Code::InvalidArgument, "REQUEST_MISSING", "the call has no request message")
-            })?;
+            let frame = tokio::select! {
+                biased;
+                () = self.intake.draining.cancelled() => return Err(self.intake.leaving()),
+                frame = frames.next() => frame?.ok_or_else(|| {
+                    Failure::permanent(Code::InvalidArgument, "REQUEST_MISSING", "the call has no request message")
+                })?,
+            };
             let (answers, mut answered) = mpsc::channel::<Answer>(1);
             let slot = answers.try_reserve_owned().map_err(|_| gone())?;
             self.intake.take(Call::PublishBatch, frame, slot, &origin).await?;

@@ -48,6 +48,8 @@ async fn a_stream_that_sends_and_never_reads_is_held_by_flow_control() {
     let stored = world.records().await.len() as u64;
     assert!(stored < sent * 500, "{stored} of {} packets were taken though nobody reads", sent * 500);
 
+    assert!(world.peak_memory() < 128, "{} MiB", world.peak_memory());
+
     let neighbours = world.publish(packets("neighbour", 10)).await;
     assert!(neighbours.iter().all(is_committed));
 
