@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::home::Home;
+use super::state::Phase;
 use super::view::View;
 
 const LOOK: Duration = Duration::from_millis(100);
@@ -25,7 +26,9 @@ pub(crate) async fn down(home: &Home) -> anyhow::Result<ExitCode> {
     let mut view = View::new();
     let mut last = None;
     while home.owner() == Some(owner) {
-        if let Some(state) = home.state() {
+        if let Some(mut state) = home.state() {
+            // It was told to, even where it has not yet written so.
+            state.phase = Phase::Stopping;
             view.show(&state);
             last = Some(state);
         }
