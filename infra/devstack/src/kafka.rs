@@ -86,7 +86,7 @@ impl Cluster {
             return Ok(());
         }
         let checkpoint = data.join("bootstrap.checkpoint");
-        let features = self.feature_checkpoint()?;
+        let features = self.feature_checkpoint(listener)?;
         fs::copy(&features, &checkpoint).map_err(Error::io(&features))?;
         let (cluster, directory, node) = (&self.id, random_uuid(), listener.id);
         write(&meta, &format!("version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={directory}\n"))
@@ -94,14 +94,13 @@ impl Cluster {
 
     /// The feature levels a new cluster of this Kafka version begins with. The file is the same for every cluster, so the
     /// storage tool writes it once, beside the jars.
-    fn feature_checkpoint(&self) -> Result<PathBuf> {
+    fn feature_checkpoint(&self, listener: Listener) -> Result<PathBuf> {
         let checkpoint = self.jars.join("bootstrap.checkpoint");
         if checkpoint.exists() {
             return Ok(checkpoint);
         }
         let work = tempfile::tempdir_in(&self.jars).map_err(Error::io(&self.jars))?;
         let (data, properties) = (work.path().join("data"), work.path().join("server.properties"));
-        let listener = Listener { id: 1, broker: 9092, controller: 9093 };
         write(&properties, &self.properties(listener, &data))?;
         let output = Command::new(&self.java)
             .arg("-cp")
@@ -124,8 +123,7 @@ impl Cluster {
         let Listener { id, broker, controller } = listener;
         let voters: Vec<String> =
             self.listeners.iter().map(|voter| format!("{}@{}", voter.id, address(voter.controller))).collect();
-        let single = format!("{id}@{}", address(controller));
-        let voters = if voters.is_empty() { single } else { voters.join(",") };
+        let voters = voters.join(",");
         let (replicas, in_sync) = if self.listeners.len() < 3 { (1, 1) } else { (3, 2) };
         // A node that was killed may register again only when its old session has ended. The only node of a cluster
         // cannot be missed by others: it may be short. Elsewhere a busy machine must not look like a dead broker.

@@ -182,7 +182,7 @@ impl Stack {
         self.folder.path()
     }
 
-    /// Ends every node in good order: brokers first, while their log is all there is to close, then Cassandra.
+    /// Ends every node in good order: the brokers, then Cassandra.
     /// A node that does not leave within `grace` is killed.
     ///
     /// # Errors
