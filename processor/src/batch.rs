@@ -1,6 +1,6 @@
 //! The records of one turn and what becomes of each.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use coderelay_schemas::dlq::DlqReason;
 use coderelay_schemas::ledger::Entry;
@@ -77,8 +77,8 @@ impl Batch {
 pub enum Fate {
     /// Stored and published.
     Accepted(Box<Packet>),
-    /// Seen before with the same content: counted and dropped.
-    Duplicate,
+    /// Seen before with the same content, as this entry: counted and dropped.
+    Duplicate(Entry),
     /// Dead-lettered.
     Rejected(Rejection),
 }
@@ -104,7 +104,7 @@ impl Plan {
                     Err(rejection) => Fate::Rejected(rejection),
                     Ok(packet) => match pending.judge(memory, &packet.entry) {
                         Judgement::New => Fate::Accepted(Box::new(packet)),
-                        Judgement::Duplicate => Fate::Duplicate,
+                        Judgement::Duplicate => Fate::Duplicate(packet.entry),
                         Judgement::Conflict => Fate::Rejected(conflict(&packet)),
                     },
                 }
@@ -124,13 +124,29 @@ impl Plan {
             .collect()
     }
 
-    /// Turns accepted packets whose row was refused into rejections; `outcomes` answer [`Plan::rows`] one by one.
+    /// Turns accepted packets whose row was refused into rejections, and with them their duplicates in this batch; `outcomes` answer
+    /// [`Plan::rows`] one by one.
     pub fn settle(&mut self, outcomes: Vec<RowOutcome>) {
-        let accepted = self.fates.iter_mut().filter(|fate| matches!(fate, Fate::Accepted(_)));
-        for (fate, outcome) in accepted.zip(outcomes) {
-            if let RowOutcome::Refused { detail, attempts } = outcome {
-                *fate = Fate::Rejected(Rejection { reason: DlqReason::StoreRejected, detail, attempts });
-            }
+        let mut refused: HashMap<u128, Rejection> = HashMap::new();
+        let mut outcomes = outcomes.into_iter();
+        for fate in &mut self.fates {
+            let rejection = match fate {
+                Fate::Accepted(packet) => match outcomes.next() {
+                    Some(RowOutcome::Refused { detail, attempts }) => {
+                        let rejection = Rejection { reason: DlqReason::StoreRejected, detail, attempts };
+                        refused.insert(packet.entry.key, rejection.clone());
+                        rejection
+                    }
+                    _ => continue,
+                },
+                // What it duplicates was not accepted after all.
+                Fate::Duplicate(entry) => match refused.get(&entry.key) {
+                    Some(rejection) => rejection.clone(),
+                    None => continue,
+                },
+                Fate::Rejected(_) => continue,
+            };
+            *fate = Fate::Rejected(rejection);
         }
     }
 

@@ -19,7 +19,10 @@ use crate::cql::CqlConfig;
 /// librdkafka properties on which exactly-once rests; the pass-through map may not set them.
 const RESERVED: &[&str] = &[
     "acks",
+    "allow.auto.create.topics",
+    "auto.commit.enable",
     "auto.offset.reset",
+    "delivery.timeout.ms",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.idempotence",
@@ -27,12 +30,15 @@ const RESERVED: &[&str] = &[
     "group.id",
     "group.instance.id",
     "group.protocol",
+    "heartbeat.interval.ms",
     "isolation.level",
     "message.max.bytes",
     "message.timeout.ms",
     "partition.assignment.strategy",
     "partitioner",
+    "request.required.acks",
     "session.timeout.ms",
+    "socket.timeout.ms",
     "transaction.timeout.ms",
     "transactional.id",
 ];
@@ -128,7 +134,8 @@ pub struct GroupConfig {
     #[garde(range(min = 1, max = 256))]
     pub workers: usize,
     /// A process that is away longer than this loses its partitions to the others; a restart within it costs no rebalance.
-    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(1800)))]
+    /// The brokers' `group.min.session.timeout.ms` (6 s) bounds it too.
+    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(300)))]
     pub session_timeout: HumanDuration,
     /// How long the broker keeps a transaction open that nobody ends. Readers of the published topic wait as long for a dead processor.
     #[garde(range(min = HumanDuration::from_secs(3), max = HumanDuration::from_secs(900)))]
@@ -187,10 +194,10 @@ impl Default for BatchConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct DedupConfig {
-    /// How long an accepted id is remembered. Must be shorter than the ledger topic's retention.
-    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(604_800)))]
+    /// How long an accepted id is remembered. Has to be shorter than the ledger topic's retention, which is one day.
+    #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(82_800)))]
     pub window: HumanDuration,
-    /// Ids remembered at once, over all workers. When more are accepted within the window, the oldest are forgotten early, and a duplicate
+    /// Ids remembered at once, over all workers: at least the window times the packets accepted per second. When more are accepted within the window, the oldest are forgotten early, and a duplicate
     /// of those would pass: `coderelay_dedup_evictions_total` counts them.
     #[garde(range(min = 1))]
     pub capacity: u64,
@@ -207,10 +214,10 @@ impl Default for DedupConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct PaceConfig {
     /// Records per second and worker below which the pull rate never falls.
-    #[garde(range(min = 1.0))]
+    #[garde(range(min = 0.1))]
     pub floor: f64,
     /// Records per second and worker above which it never rises. Unset: no ceiling.
-    #[garde(inner(range(min = 1.0)), custom(above(self.floor)))]
+    #[garde(inner(range(min = 0.1)), custom(above(self.floor)))]
     pub ceiling: Option<f64>,
     /// Latency of a store write above which the store counts as congested.
     #[garde(range(min = HumanDuration::from_millis(1)))]

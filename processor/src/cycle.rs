@@ -28,7 +28,7 @@ use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::pace::{Pace, StoreSample};
 use crate::ports::{Clock, Fault, Ledger, Polled, Source, Store, Transaction, Unavailable};
-use crate::record::TopicPartition;
+use crate::record::{Record, TopicPartition};
 use crate::trace;
 
 /// How long a poll waits when nothing is there: how soon a stop is noticed.
@@ -37,6 +37,9 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const PAUSE_ABOVE: Duration = Duration::from_secs(1);
 /// Between two probes of a store that is away.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How far the clocks of processors may differ: the ledger's records bear the time of whoever wrote them.
+const CLOCK_SKEW: Duration = Duration::from_secs(600);
 
 /// Expiry of old records while the backlog is long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,8 @@ pub struct Cycle<S, L, K, T, C> {
     begun: Option<Instant>,
     /// Assigned, but the ledger was not replayed yet.
     unreplayed: Vec<TopicPartition>,
+    /// The committed offsets at assignment: nothing below them may be read.
+    floors: BTreeMap<TopicPartition, i64>,
     stopped: Box<dyn Fn() -> bool>,
 }
 
@@ -113,7 +118,8 @@ where
         stopped: impl Fn() -> bool + 'static,
     ) -> Self {
         let World { source, ledger, store, transaction, clock } = world;
-        let (batch, unreplayed, stopped) = (Batch::default(), Vec::new(), Box::new(stopped));
+        let (batch, unreplayed, floors) = (Batch::default(), Vec::new(), BTreeMap::new());
+        let stopped = Box::new(stopped);
         Self {
             source,
             ledger,
@@ -127,6 +133,7 @@ where
             batch,
             begun: None,
             unreplayed,
+            floors,
             stopped,
         }
     }
@@ -144,6 +151,7 @@ where
             }
             failpoint::hit("after-poll");
             let _span = trace::span(self.batch.records()).entered();
+            self.check_floors()?;
             // Taken after the last poll and before anything is written: were it taken later, a member that was expelled meanwhile could
             // commit as an anonymous client, whom the broker does not fence.
             let Some(membership) = self.source.membership() else {
@@ -160,6 +168,11 @@ where
                 return Ok(0);
             }
         }
+    }
+
+    /// How fast this cycle has learned to pull: the next one begins there.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     // ---- poll phase -------------------------------------------------------------------------------------------------------
@@ -203,6 +216,7 @@ where
                 self.batch.drop_partitions(&partitions);
                 let revoked: HashSet<_> = partitions.into_iter().collect();
                 self.unreplayed.retain(|partition| !revoked.contains(partition));
+                self.floors.retain(|partition, _| !revoked.contains(partition));
             }
             Polled::Nothing => return Ok(false),
         }
@@ -220,16 +234,12 @@ where
         self.source.resume()
     }
 
-    /// Polls for as long as `wait` while fetching is paused, so that the group goes on. What was just assigned is paused too; a record
-    /// of it that slips through is in the batch like any other.
+    /// Polls for as long as `wait` while fetching is paused, so that the group goes on. A record that slips through is in the batch like
+    /// any other.
     fn poll_paused(&mut self, wait: Duration) -> Result<(), Fault> {
         let until = self.clock.now() + wait;
         while self.clock.now() < until && !(self.stopped)() {
-            let assigned = self.unreplayed.len();
             self.poll(IDLE_POLL)?;
-            if self.unreplayed.len() > assigned {
-                self.source.pause()?;
-            }
         }
         Ok(())
     }
@@ -243,11 +253,12 @@ where
             return Ok(());
         }
         let started = self.clock.now();
-        self.source.await_stable_offsets(&self.unreplayed)?;
+        let committed = self.source.stable_offsets(&self.unreplayed)?;
+        self.floors.extend(committed);
         failpoint::hit("during-replay");
         let from: BTreeMap<i32, Option<i64>> =
             self.unreplayed.iter().map(|tp| (tp.partition, self.memory.replayed_to(tp.partition))).collect();
-        let since = self.clock.wall().checked_sub(self.limits.window).unwrap_or(UNIX_EPOCH);
+        let since = self.clock.wall().checked_sub(self.limits.window + CLOCK_SKEW).unwrap_or(UNIX_EPOCH);
         let mut entries = 0_u64;
         let ends = self.ledger.replay(&from, since, &mut |entry| {
             entries += 1;
@@ -261,6 +272,18 @@ where
         info!(partitions = from.len(), entries, ?took, "replayed the ledger of assigned partitions");
         self.unreplayed.clear();
         Ok(())
+    }
+
+    /// A record from before the committed offset means that the consumer was positioned by something else, such as its reset policy:
+    /// what was accepted longer ago than the window would be published again.
+    fn check_floors(&self) -> Result<(), Fault> {
+        let below = |record: &&Record| self.floors.get(&record.source).is_some_and(|floor| record.offset < *floor);
+        match self.batch.records().iter().find(below) {
+            None => Ok(()),
+            Some(Record { source, offset, .. }) => {
+                Err(Fault::Restart(format!("{source}@{offset} was read from before the committed offset")))
+            }
+        }
     }
 
     // ---- commit phase -----------------------------------------------------------------------------------------------------
@@ -283,6 +306,7 @@ where
         let (outcomes, sample) = self.store.write(&rows, self.pace.concurrency())?;
         self.pace.observe(sample, self.clock.now());
         self.metrics.pull_rate(self.pace.rate());
+        self.metrics.store_up(true);
         plan.settle(outcomes);
         failpoint::hit("after-store");
         Ok(plan)
@@ -297,13 +321,15 @@ where
         self.metrics.store_up(false);
         self.source.pause()?;
         let began = self.clock.now();
-        while !(self.stopped)() && self.store.probe().is_err() {
+        // Polls first: a store that answers the probe and refuses writes must not keep the member from its group.
+        loop {
             self.poll_paused(PROBE_EVERY)?;
+            if (self.stopped)() || self.store.probe().is_ok() {
+                break;
+            }
         }
-        self.source.resume()?;
-        self.metrics.store_up(true);
-        info!(away = ?self.clock.now().saturating_duration_since(began), "the store is back");
-        Ok(())
+        info!(after = ?self.clock.now().saturating_duration_since(began), "trying the store again");
+        self.source.resume()
     }
 
     /// Makes the batch visible: outputs, ledger and offsets in one transaction. Then, and only then, the memory learns of it.
@@ -318,7 +344,7 @@ where
             match fate {
                 Fate::Accepted(_) => self.transaction.publish(record)?,
                 Fate::Rejected(rejection) => self.transaction.dead_letter(record, rejection)?,
-                Fate::Duplicate => {}
+                Fate::Duplicate(_) => {}
             }
         }
         for (partition, entries) in &entries {
@@ -327,13 +353,10 @@ where
         failpoint::hit("before-send-offsets");
         self.transaction.send_offsets(&self.batch.next_offsets(), membership)?;
         failpoint::hit("before-commit");
-        let ledger_ends = self.transaction.commit()?;
+        self.transaction.commit()?;
         failpoint::hit("after-commit");
 
         self.memory.publish(entries.into_values().flatten());
-        for (partition, end) in ledger_ends {
-            self.memory.mark_replayed(partition, end);
-        }
         let now = self.clock.now();
         self.metrics.committed(plan.fates(), now.saturating_duration_since(started));
         self.metrics.processed(self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun)));

@@ -41,6 +41,8 @@ pub struct Row {
     pub region: Option<String>,
 }
 
+/// Bytes of a record that fit into every topic with room to spare for Kafka's framing. A compressed batch may bring larger ones.
+pub const PUBLISHABLE_MAX: usize = 5 * 1024 * 1024 - 64 * 1024;
 /// Milliseconds of a UTC day.
 const DAY_MS: i64 = 86_400_000;
 
@@ -99,6 +101,13 @@ impl From<Violation> for Rejection {
 /// # Errors
 /// The reason for the dead-letter topic.
 pub fn decode(record: &Record, limits: &PacketLimits) -> Result<Packet, Rejection> {
+    if record.size() > PUBLISHABLE_MAX {
+        let detail = format!("the record has {} bytes; at most {PUBLISHABLE_MAX} can be published", record.size());
+        return Err(Rejection::new(DlqReason::TooLarge, detail));
+    }
+    if record.headers.is_unreadable() {
+        return Err(Rejection::invalid("the name of a header is not UTF-8; the dead letter lacks that header"));
+    }
     let value = record.value.as_ref().ok_or_else(|| Rejection::invalid("the record has no value (a tombstone)"))?;
     let mut packet = pb::CodePacket::decode(value.clone())
         .map_err(|error| Rejection::new(DlqReason::DecodeError, error.to_string()))?;

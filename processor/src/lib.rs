@@ -69,8 +69,8 @@ pub async fn run(config: ProcessorConfig, shutdown: CancellationToken) -> anyhow
     });
     let mut workers = Vec::with_capacity(config.group.workers);
     for number in 0..config.group.workers {
-        let worker =
-            worker::spawn(number, identity(&config, number), Arc::clone(&shared)).context("starting a worker")?;
+        let worker = worker::spawn(number, identity(&config, number, &shared.stop), Arc::clone(&shared))
+            .context("starting a worker")?;
         workers.push((number, worker));
     }
     info!(workers = config.group.workers, group = config.group.id, instance = config.group.instance, "processing");
@@ -116,7 +116,7 @@ fn limits(config: &ProcessorConfig) -> CycleLimits {
 }
 
 /// What worker `number` is to Kafka.
-fn identity(config: &ProcessorConfig, number: usize) -> Identity {
+fn identity(config: &ProcessorConfig, number: usize, stop: &CancellationToken) -> Identity {
     let mut client = coderelay_runtime::kafka::client_config(&config.kafka);
     if config.kafka.client_id.is_none() {
         client.set("client.id", "coderelay-processor");
@@ -129,5 +129,6 @@ fn identity(config: &ProcessorConfig, number: usize) -> Identity {
         topics: config.topics.clone(),
         session_timeout: config.group.session_timeout.get(),
         transaction_timeout: config.group.transaction_timeout.get(),
+        stop: stop.clone(),
     }
 }

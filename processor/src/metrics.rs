@@ -119,7 +119,7 @@ impl Metrics {
         for fate in fates {
             match fate {
                 Fate::Accepted(_) => accepted += 1,
-                Fate::Duplicate => duplicates += 1,
+                Fate::Duplicate(_) => duplicates += 1,
                 Fate::Rejected(rejection) => *rejected.entry(rejection.reason).or_default() += 1,
             }
         }

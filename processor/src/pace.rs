@@ -33,7 +33,7 @@ pub struct StoreSample {
 /// Without a ceiling and while the store is healthy there is no limit at all. The first sign of congestion sets the rate to half of what
 /// was just achieved; each healthy write raises it by a twentieth of the achieved rate, and once it has risen to twice the achieved rate
 /// it no longer limits anything and is lifted again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pace {
     limits: PaceLimits,
     /// Records per second; infinite while nothing limits.
@@ -126,7 +126,7 @@ impl Pace {
 }
 
 /// Records per second lately, as an exponentially weighted average over about a second.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Achieved {
     per_second: f64,
     counted: usize,

@@ -59,15 +59,16 @@ pub trait Source {
     /// The current membership; `None` when the assignment is lost and everything buffered is void.
     fn membership(&mut self) -> Option<Self::Membership>;
 
-    /// Waits until no transaction that moves the offsets of `partitions` is pending any more.
+    /// Waits until no transaction that moves the offsets of `partitions` is pending any more, and returns the committed ones.
     ///
     /// Afterwards no former owner can move them: its generation is over.
     ///
     /// # Errors
     /// When the group coordinator does not answer.
-    fn await_stable_offsets(&mut self, partitions: &[TopicPartition]) -> Result<(), Fault>;
+    fn stable_offsets(&mut self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, i64>, Fault>;
 
-    /// Stops fetching. Prefetched records are thrown away and fetched again, so this is for sustained pressure only.
+    /// Stops fetching, also of what is assigned until [`Source::resume`]. Prefetched records are thrown away and fetched again, so
+    /// this is for sustained pressure only.
     ///
     /// # Errors
     /// When the client refuses.
@@ -171,11 +172,11 @@ pub trait Transaction {
         membership: &Self::Membership,
     ) -> Result<(), Fault>;
 
-    /// Waits for every delivery and commits. Returns the end of the ledger partitions that were written.
+    /// Waits for every delivery and commits.
     ///
     /// # Errors
     /// See [`Transaction::begin`]. An error does not mean that nothing was committed.
-    fn commit(&mut self) -> Result<BTreeMap<i32, i64>, Fault>;
+    fn commit(&mut self) -> Result<(), Fault>;
 }
 
 /// The time, and waiting for it.

@@ -58,6 +58,7 @@ impl Record {
 pub struct Headers {
     /// Per header: name length, name, value length (`NULL` for null), value; lengths are 4 bytes, little-endian.
     packed: Vec<u8>,
+    unreadable: bool,
 }
 
 const NULL: u32 = u32::MAX;
@@ -74,6 +75,16 @@ impl Headers {
                 self.packed.extend_from_slice(value);
             }
         }
+    }
+
+    /// Notes that a header was left out because its name is not UTF-8.
+    pub fn mark_unreadable(&mut self) {
+        self.unreadable = true;
+    }
+
+    /// Whether a header was left out.
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// The headers in their order.

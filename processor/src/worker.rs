@@ -51,9 +51,10 @@ pub fn spawn(number: usize, identity: Identity, shared: Arc<Shared>) -> std::io:
 /// Runs cycle after cycle. A cycle ends at the first doubt; the next one begins with new clients at what is committed.
 fn supervise(number: usize, identity: &Identity, shared: &Shared) -> Result<(), Fault> {
     let mut waits = restart_waits();
+    let mut pace = Pace::new(shared.pace, Instant::now());
     while !shared.stop.is_cancelled() {
         let started = Instant::now();
-        match run(number, identity, shared) {
+        match run(number, identity, shared, &mut pace) {
             Ok(()) => break,
             Err(fault @ Fault::Fenced(_)) => {
                 error!(worker = number, member = identity.member, %fault, "fenced; stopping");
@@ -87,19 +88,21 @@ fn restart_waits() -> ExponentialBackoff {
         .build()
 }
 
-/// One life of the worker's clients.
-fn run(number: usize, identity: &Identity, shared: &Shared) -> Result<(), Fault> {
+/// One life of the worker's clients. What it learns of the store's pace outlives it.
+fn run(number: usize, identity: &Identity, shared: &Shared, pace: &mut Pace) -> Result<(), Fault> {
     // The producer first: it ends what a predecessor left open, so that the committed offsets become stable at once.
     let transaction = KafkaTransaction::open(identity, number)?;
     let source = KafkaSource::join(identity, number, Arc::clone(&shared.metrics))?;
-    let store = CqlStore::new(Arc::clone(&shared.inserter), shared.runtime.clone(), Arc::clone(&shared.metrics));
+    let store = CqlStore::new(shared);
     let world = World { source, ledger: KafkaLedger::new(identity), store, transaction, clock: SystemClock };
-    let pace = Pace::new(shared.pace, Instant::now());
     let (memory, metrics) = (Arc::clone(&shared.memory), Arc::clone(&shared.metrics));
     let stop = shared.stop.clone();
-    let mut cycle = Cycle::new(world, memory, metrics, shared.limits.clone(), pace, move || stop.is_cancelled());
-    while !shared.stop.is_cancelled() {
-        cycle.turn()?;
+    let mut cycle =
+        Cycle::new(world, memory, metrics, shared.limits.clone(), pace.clone(), move || stop.is_cancelled());
+    let mut outcome = Ok(());
+    while outcome.is_ok() && !shared.stop.is_cancelled() {
+        outcome = cycle.turn().map(drop);
     }
-    Ok(())
+    pace.clone_from(cycle.pace());
+    outcome
 }

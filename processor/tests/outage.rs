@@ -22,7 +22,12 @@ async fn an_outage_of_store_and_broker_loses_and_dead_letters_nothing() {
     let world = World::on(stack).await;
     let (records, ids) = batch(0..3000);
     let chunks: Vec<_> = records.chunks(1000).collect();
-    let processor = world.processor("a").set("batch.max_records", 100).set("cql.request_timeout", "2s").ready().await;
+    // Every other transaction is open for a while before its end, so that the broker dies in the middle of some.
+    let start = async || {
+        let builder = world.processor("a").set("batch.max_records", 100).set("cql.request_timeout", "2s");
+        builder.failpoints("before-end-txn=50%sleep(200)").ready().await
+    };
+    let processor = start().await;
     world.produce(chunks[0]);
 
     // The store is gone for 30 s: readiness says so, the group stays, nothing is dead-lettered.
@@ -45,14 +50,29 @@ async fn an_outage_of_store_and_broker_loses_and_dead_letters_nothing() {
     stack.cql().resume().await.unwrap();
     world.settled().await;
 
-    // The broker is gone, then comes back with its log.
+    // The broker is gone in the middle of transactions, then comes back with its log.
+    let (more, more_ids) = batch(3000..5000);
+    world.produce(&more);
+    eventually("some of it is under way", async || world.lag().await < 1900).await;
     stack.broker(0).kill().await.unwrap();
     tokio::time::sleep(Duration::from_secs(8)).await;
     stack.broker(0).restart().await.unwrap();
     // Everything once more: the memory has survived all of it.
     world.produce(&records);
+    world.produce(&more);
+    world.settled().await;
+
+    // Stopped while the store is away: it leaves in time and without error, and forgets nothing.
+    stack.cql().kill().await.unwrap();
+    let (last, last_ids) = batch(5000..5500);
+    world.produce(&last);
+    eventually("the processor notices that the store is away", async || processor.process.is_ready().await.is_err())
+        .await;
+    processor.stop().await;
+    stack.cql().restart().await.unwrap();
+    let processor = start().await;
     world.settled().await;
     processor.stop().await;
-    world.assert_exactly_once(&ids).await;
+    world.assert_exactly_once(&[ids, more_ids, last_ids].concat()).await;
     assert_eq!(world.committed(&world.topics.dlq).len(), 0);
 }

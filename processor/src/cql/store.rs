@@ -1,7 +1,7 @@
 //! Writing rows: one unlogged batch per CQL partition, bounded in flight, retried, and isolated when one row is refused.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -15,6 +15,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::{CqlDate, CqlTimestamp, MaybeUnset};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::CqlConfig;
@@ -22,6 +23,13 @@ use crate::decode::Row;
 use crate::metrics::Metrics;
 use crate::pace::StoreSample;
 use crate::ports::{RowOutcome, Store, Unavailable};
+use crate::worker::Shared;
+
+/// How long a batch may take before its worker has to poll again: a third of `max.poll.interval.ms`.
+const DEADLINE: Duration = Duration::from_secs(100);
+
+/// How long a batch in hand may still take when the process is to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connected session with its prepared statements, shared by all workers.
 pub struct Inserter {
@@ -34,6 +42,8 @@ pub struct Inserter {
     retry_delay: Duration,
     batch_rows: usize,
     batch_bytes: usize,
+    /// A row the store has taken, to be written again when it refuses another.
+    last_stored: Mutex<Option<Row>>,
 }
 
 impl Inserter {
@@ -57,6 +67,7 @@ impl Inserter {
             retry_delay: config.retry_delay.into(),
             batch_rows: config.batch_rows,
             batch_bytes: config.batch_bytes.as_usize(),
+            last_stored: Mutex::default(),
         })
     }
 
@@ -70,6 +81,19 @@ impl Inserter {
             Ok(_) => Ok(()),
             Err(error) => Err(Unavailable(error.to_string())),
         }
+    }
+
+    /// Whether a refusal is the row's own fault. A missing table, a guardrail or a full disk refuse every row alike; that is the store's
+    /// trouble, so a row that was stored before has to be taken again.
+    async fn takes_writes(&self) -> Result<(), Unavailable> {
+        self.probe().await?;
+        let known = self.last_stored().clone();
+        let Some(row) = known else { return Ok(()) };
+        self.send(&[&row]).await.map_err(|trouble| Unavailable(format!("it refuses what it took before: {trouble:?}")))
+    }
+
+    fn last_stored(&self) -> MutexGuard<'_, Option<Row>> {
+        self.last_stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One request for rows of one partition.
@@ -120,8 +144,7 @@ impl Inserter {
             Err(Trouble::Passing(reason)) => return (Err(Unavailable(reason)), attempts, slowest),
             Err(Trouble::Refused(detail)) => detail,
         };
-        // A missing table refuses every row alike; that is the store's trouble and not the rows'.
-        if let Err(unavailable) = self.probe().await {
+        if let Err(unavailable) = self.takes_writes().await {
             return (Err(unavailable), attempts, slowest);
         }
         if rows.len() == 1 {
@@ -158,6 +181,10 @@ impl Inserter {
                 outcomes[*index] = outcome;
             }
         }
+        drop(finished);
+        if let Some((row, _)) = rows.iter().zip(&outcomes).find(|(_, outcome)| **outcome == RowOutcome::Stored) {
+            *self.last_stored() = Some((*row).clone());
+        }
         Ok((outcomes, sample))
     }
 }
@@ -167,25 +194,48 @@ pub struct CqlStore {
     inserter: Arc<Inserter>,
     runtime: Handle,
     metrics: Arc<Metrics>,
+    stop: CancellationToken,
 }
 
 impl CqlStore {
-    /// A store whose requests run on `runtime`.
-    pub fn new(inserter: Arc<Inserter>, runtime: Handle, metrics: Arc<Metrics>) -> Self {
-        Self { inserter, runtime, metrics }
+    /// A store for one of the workers that share `shared`.
+    pub fn new(shared: &Shared) -> Self {
+        Self {
+            inserter: Arc::clone(&shared.inserter),
+            runtime: shared.runtime.clone(),
+            metrics: Arc::clone(&shared.metrics),
+            stop: shared.stop.clone(),
+        }
+    }
+
+    /// Waits for a request no longer than a group member may stay away from its polls, and no longer than the process lives.
+    fn wait<T>(&self, request: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
+        let stopping = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                result = tokio::time::timeout(DEADLINE, request) => {
+                    result.unwrap_or_else(|_| Err(Unavailable(format!("no answer within {DEADLINE:?}"))))
+                }
+                () = stopping => Err(Unavailable("the processor is stopping".into())),
+            }
+        })
     }
 }
 
 impl Store for CqlStore {
     fn write(&mut self, rows: &[&Row], concurrency: usize) -> Result<(Vec<RowOutcome>, StoreSample), Unavailable> {
         let started = Instant::now();
-        let result = self.runtime.block_on(self.inserter.write(rows, concurrency));
+        let result = self.wait(self.inserter.write(rows, concurrency));
         self.metrics.stored(result.is_ok(), rows.len(), started.elapsed());
         result
     }
 
     fn probe(&mut self) -> Result<(), Unavailable> {
-        self.runtime.block_on(self.inserter.probe())
+        self.wait(self.inserter.probe())
     }
 }
 

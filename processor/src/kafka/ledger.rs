@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use coderelay_schemas::ledger::{self, Entry};
+use coderelay_schemas::ledger::{self, Entry, LedgerError};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tracing::error;
 
 use super::{Identity, REQUEST_TIMEOUT};
 use crate::ports::{Fault, Ledger};
@@ -28,6 +29,8 @@ impl KafkaLedger {
 
     fn reader(&self, isolation: &str) -> Result<BaseConsumer, Fault> {
         let mut config = self.identity.client.clone();
+        // A follower may not know the end of the log yet.
+        config.remove("client.rack");
         config
             // Required for manual assignment; nothing is ever committed or joined under this name.
             .set("group.id", format!("{}-ledger-reader", self.identity.group))
@@ -62,7 +65,7 @@ impl KafkaLedger {
             if stable >= high {
                 return Ok((low, stable));
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || self.identity.stop.is_cancelled() {
                 let stuck = format!("{topic}-{partition}: last stable offset {stable} stays below {high}");
                 return Err(Fault::restart("waiting for the ledger's open transactions", stuck));
             }
@@ -114,15 +117,23 @@ impl KafkaLedger {
             match reader.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     progress = Instant::now();
-                    let at = || format!("{}-{}@{}", message.topic(), message.partition(), message.offset());
-                    let entries = ledger::decode(message.payload().unwrap_or_default())
-                        .map_err(|error| Fault::restart("replaying the ledger", format!("{}: {error}", at())))?;
-                    entries.for_each(&mut *visit);
+                    match ledger::decode(message.payload().unwrap_or_default()) {
+                        Ok(entries) => entries.for_each(&mut *visit),
+                        Err(error @ LedgerError::UnknownVersion(_)) => {
+                            return Err(Fault::restart(
+                                "replaying the ledger",
+                                format!("{}: {error}", place(&message)),
+                            ));
+                        }
+                        // No processor wrote that, so it says nothing of what was accepted.
+                        Err(error) => error!(at = place(&message), %error, "a foreign record in the ledger is ignored"),
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     progress = Instant::now();
                     unfinished.remove(&partition);
                 }
+                _ if self.identity.stop.is_cancelled() => return Err(Fault::Restart("stopping".into())),
                 Some(Err(_)) | None if progress.elapsed() < STALLED_AFTER => {}
                 Some(Err(error)) => return Err(Fault::restart("replaying the ledger", error)),
                 None => return Err(Fault::Restart("replaying the ledger: no progress".into())),
@@ -130,6 +141,10 @@ impl KafkaLedger {
         }
         reader.unassign().map_err(|error| Fault::restart("releasing the ledger", error))
     }
+}
+
+fn place(message: &BorrowedMessage<'_>) -> String {
+    format!("{}-{}@{}", message.topic(), message.partition(), message.offset())
 }
 
 impl Ledger for KafkaLedger {

@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use coderelay_schemas::topics::TopicNames;
 use rdkafka::ClientConfig;
+use tokio_util::sync::CancellationToken;
 
-/// How long a single request to a broker may take before it is tried again.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a single request to a broker may take before it is tried again; also how soon a wait notices that it is to end.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long requests are tried again before the worker starts over.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who a worker is to Kafka, and what it reads and writes.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Identity {
     pub session_timeout: Duration,
     /// How long the broker keeps a transaction open that nobody ends.
     pub transaction_timeout: Duration,
+    /// Ends every wait.
+    pub stop: CancellationToken,
 }
 
 /// Sets `key` to `value` unless the operator's pass-through map has set it.

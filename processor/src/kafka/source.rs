@@ -1,6 +1,7 @@
 //! A member of the consumer group, on its worker's own thread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,27 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message};
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
+use rdkafka::statistics::Partition;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Identity, REQUEST_TIMEOUT, default};
+use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::metrics::Metrics;
 use crate::ports::{Fault, Polled, Source};
 use crate::record::{Headers, Record, TopicPartition};
+
+/// Errors after which librdkafka can be left with partitions that are assigned and never fetched (librdkafka#5586), or that no waiting
+/// mends: the member is replaced, and the log says why.
+const RESTARTS: [RDKafkaErrorCode; 6] = [
+    RDKafkaErrorCode::NotCoordinator,
+    RDKafkaErrorCode::CoordinatorNotAvailable,
+    RDKafkaErrorCode::UnstableOffsetCommit,
+    RDKafkaErrorCode::GroupAuthorizationFailed,
+    RDKafkaErrorCode::TopicAuthorizationFailed,
+    RDKafkaErrorCode::InvalidSessionTimeout,
+];
 
 /// A [`Source`] over librdkafka's consumer.
 ///
@@ -27,6 +41,8 @@ pub struct KafkaSource {
     consumer: BaseConsumer<Context>,
     /// One name per topic, shared by all its records.
     topics: HashMap<String, Arc<str>>,
+    paused: bool,
+    stop: CancellationToken,
 }
 
 impl KafkaSource {
@@ -59,12 +75,15 @@ impl KafkaSource {
             config.create_with_context(context).map_err(|error| Fault::restart("creating the consumer", error))?;
         let sources: Vec<&str> = identity.sources.iter().map(String::as_str).collect();
         consumer.subscribe(&sources).map_err(|error| Fault::restart("subscribing", error))?;
-        Ok(Self { consumer, topics: HashMap::new() })
+        Ok(Self { consumer, topics: HashMap::new(), paused: false, stop: identity.stop.clone() })
     }
 
     /// Most consumer errors pass by themselves; librdkafka reports them for information.
     fn judge(&self, error: &KafkaError) -> Result<(), Fault> {
         let Some((code, reason)) = self.consumer.client().fatal_error() else {
+            if error.rdkafka_error_code().is_some_and(|code| RESTARTS.contains(&code)) {
+                return Err(Fault::restart("consuming", error));
+            }
             debug!(%error, "consumer");
             return Ok(());
         };
@@ -77,8 +96,20 @@ impl KafkaSource {
         Err(Fault::restart("consuming", reason))
     }
 
-    fn assignment(&self) -> Result<TopicPartitionList, Fault> {
-        self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))
+    fn next_event(&mut self) -> Result<Option<Polled>, Fault> {
+        let event = self.consumer.context().next_event();
+        if matches!(event, Some(Polled::Assigned(_))) {
+            self.apply_pause()?;
+        }
+        Ok(event)
+    }
+
+    /// Pauses or resumes the whole assignment. librdkafka remembers the flag of a partition that is revoked and assigned again later
+    /// (librdkafka#1849), so it is set anew at each assignment.
+    fn apply_pause(&self) -> Result<(), Fault> {
+        let assignment = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
+        let applied = if self.paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) };
+        applied.map_err(|error| Fault::restart("pausing or resuming", error))
     }
 }
 
@@ -86,26 +117,27 @@ impl Source for KafkaSource {
     type Membership = ConsumerGroupMetadata;
 
     fn poll(&mut self, timeout: Duration) -> Result<Polled, Fault> {
-        if let Some(event) = self.consumer.context().next_event() {
+        if let Some(event) = self.next_event()? {
             return Ok(event);
         }
         // `poll` returns nothing after it has served a rebalance, so an event never overtakes a record.
         match self.consumer.poll(timeout) {
-            None => Ok(self.consumer.context().next_event().unwrap_or(Polled::Nothing)),
+            None => Ok(self.next_event()?.unwrap_or(Polled::Nothing)),
             Some(Err(error)) => self.judge(&error).map(|()| Polled::Nothing),
             Some(Ok(message)) => Ok(Polled::Record(record(&mut self.topics, &message))),
         }
     }
 
     fn membership(&mut self) -> Option<ConsumerGroupMetadata> {
-        // Metadata first: an expulsion between the two shows as a lost assignment.
+        // Metadata first: most expulsions between the two show as a lost assignment. Metadata of one that does not still names this
+        // static member, and the broker fences it.
         let metadata = self.consumer.group_metadata();
         if self.consumer.assignment_lost() { None } else { metadata }
     }
 
-    fn await_stable_offsets(&mut self, partitions: &[TopicPartition]) -> Result<(), Fault> {
+    fn stable_offsets(&mut self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, i64>, Fault> {
         // A read_committed client asks the broker for stable offsets (KIP-447): it gets no answer while a commit is pending.
-        let deadline = Instant::now() + REQUEST_TIMEOUT * 6;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let mut wanted = TopicPartitionList::with_capacity(partitions.len());
             for TopicPartition { topic, partition } in partitions {
@@ -113,12 +145,12 @@ impl Source for KafkaSource {
             }
             let error = match self.consumer.committed_offsets(wanted, REQUEST_TIMEOUT) {
                 Ok(offsets) => match offsets.elements().iter().find_map(|element| element.error().err()) {
-                    None => return Ok(()),
+                    None => return Ok(committed(&offsets)),
                     Some(error) => error,
                 },
                 Err(error) => error,
             };
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || self.stop.is_cancelled() {
                 return Err(Fault::restart("fetching the committed offsets", error));
             }
             debug!(%error, "the committed offsets are not stable yet");
@@ -127,11 +159,13 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self) -> Result<(), Fault> {
-        self.consumer.pause(&self.assignment()?).map_err(|error| Fault::restart("pausing", error))
+        self.paused = true;
+        self.apply_pause()
     }
 
     fn resume(&mut self) -> Result<(), Fault> {
-        self.consumer.resume(&self.assignment()?).map_err(|error| Fault::restart("resuming", error))
+        self.paused = false;
+        self.apply_pause()
     }
 
     fn backlog(&self) -> u64 {
@@ -145,18 +179,45 @@ fn record(topics: &mut HashMap<String, Arc<str>>, message: &BorrowedMessage<'_>)
         Some(topic) => Arc::clone(topic),
         None => Arc::clone(topics.entry(message.topic().to_owned()).or_insert_with(|| message.topic().into())),
     };
-    let mut headers = Headers::default();
-    for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-        headers.push(header.key, header.value);
-    }
     Record {
         source: TopicPartition { topic, partition: message.partition() },
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis().filter(|timestamp| *timestamp >= 0),
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),
-        headers,
+        headers: message.headers().map(headers).unwrap_or_default(),
     }
+}
+
+fn headers(borrowed: &BorrowedHeaders) -> Headers {
+    let mut headers = Headers::default();
+    for index in 0..borrowed.count() {
+        // rust-rdkafka panics at a name that is not UTF-8, which any client may write; such a header cannot be carried on.
+        match catch_unwind(AssertUnwindSafe(|| borrowed.try_get(index))) {
+            Ok(Some(header)) => headers.push(header.key, header.value),
+            Ok(None) => {}
+            Err(_) => headers.mark_unreadable(),
+        }
+    }
+    headers
+}
+
+fn committed(offsets: &TopicPartitionList) -> BTreeMap<TopicPartition, i64> {
+    let at = |offset| match offset {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    };
+    let elements = offsets.elements();
+    elements.iter().filter_map(|e| Some((TopicPartition::new(e.topic(), e.partition()), at(e.offset())?))).collect()
+}
+
+/// Records between the next one to be polled and the end that a `read_committed` reader sees. librdkafka's own `consumer_lag` counts from
+/// offsets that this consumer committed, and it commits none: the transaction does.
+fn waiting(partition: &Partition) -> u64 {
+    let end = if partition.ls_offset >= 0 { partition.ls_offset } else { partition.hi_offset };
+    let known = [partition.app_offset, partition.committed_offset, partition.lo_offset];
+    let next = known.into_iter().find(|offset| *offset >= 0).unwrap_or(0);
+    (end - next).max(0) as u64
 }
 
 /// Collects what librdkafka calls back with, for the poll that triggered it.
@@ -180,10 +241,8 @@ impl Context {
 impl ClientContext for Context {
     fn stats(&self, statistics: rdkafka::Statistics) {
         let waiting = statistics.topics.iter().map(|(topic, statistics)| {
-            let lag = |partition: &rdkafka::statistics::Partition| {
-                if partition.fetch_state == "active" { partition.consumer_lag.max(0) as u64 } else { 0 }
-            };
-            (topic.clone(), statistics.partitions.values().map(lag).sum())
+            let ours = statistics.partitions.values().filter(|partition| partition.fetch_state == "active");
+            (topic.clone(), ours.map(waiting).sum())
         });
         self.metrics.waiting(self.worker, waiting.collect());
         self.clients.record(&statistics);

@@ -1,7 +1,7 @@
 //! The transactional producer of one worker.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coderelay_runtime::kafka::{Statistics, context};
@@ -12,12 +12,12 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
-use super::{Identity, default};
+use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
 use crate::failpoint;
 use crate::ports::{Fault, Transaction};
@@ -56,22 +56,27 @@ impl KafkaTransaction {
             .set("message.timeout.ms", (timeout.as_millis() * 2 / 3).to_string())
             .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
+        config.set("allow.auto.create.topics", "false");
         default(&mut config, "linger.ms", "1");
         default(&mut config, "batch.num.messages", "10000");
         default(&mut config, "queue.buffering.max.kbytes", "131072");
         let producer: BaseProducer<Deliveries> = config
             .create_with_context(Deliveries {
-                reports: Mutex::default(),
+                failure: Mutex::default(),
                 clients: Statistics::new(format!("producer-{worker}")),
             })
             .map_err(|error| Fault::restart("creating the producer", error))?;
-        producer
-            .init_transactions(Timeout::After(Duration::from_secs(60)))
-            .map_err(|error| Fault::restart("initialising transactions", error))?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = producer.init_transactions(Timeout::After(REQUEST_TIMEOUT)) {
+            let retriable = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+            if !retriable || identity.stop.is_cancelled() || Instant::now() >= deadline {
+                return Err(Fault::restart("initialising transactions", error));
+            }
+        }
         Ok(Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() })
     }
 
-    fn send(&self, mut record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), Fault> {
+    fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Fault> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -87,10 +92,7 @@ impl KafkaTransaction {
     /// Fenced before the broker could have timed the transaction out means: by another process. Later it means nothing of the kind,
     /// since the broker fences on a time-out too.
     fn fault(&self, doing: &str, error: &KafkaError) -> Fault {
-        let code = match error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            other => other.rdkafka_error_code(),
-        };
+        let code = error.rdkafka_error_code();
         let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
         let fenced = [code, fatal]
             .into_iter()
@@ -119,6 +121,10 @@ impl Transaction for KafkaTransaction {
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
+        // What cannot be carried is pointed at: topic, partition and offset are in the headers.
+        let fits = record.size() + DETAIL_MAX * 4 < topics::max_message_bytes() as usize - 64 * 1024;
+        let without_value = Record { value: None, ..record.clone() };
+        let record = if fits { record } else { &without_value };
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
             (dlq::DLQ_DETAIL, rejection.detail.chars().take(DETAIL_MAX).collect()),
@@ -137,7 +143,7 @@ impl Transaction for KafkaTransaction {
     fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
         for entries in entries.chunks(ENTRIES_PER_RECORD) {
             let value = ledger::encode(entries.iter().copied());
-            let record = BaseRecord::with_opaque_to(&self.topics.ledger, LEDGER).partition(partition);
+            let record = BaseRecord::to(&self.topics.ledger).partition(partition);
             self.send(record.payload(value.as_slice()))?;
         }
         Ok(())
@@ -158,36 +164,33 @@ impl Transaction for KafkaTransaction {
             .map_err(|error| self.fault("sending offsets to the transaction", &error))
     }
 
-    fn commit(&mut self) -> Result<BTreeMap<i32, i64>, Fault> {
+    fn commit(&mut self) -> Result<(), Fault> {
         while self.producer.in_flight_count() > 0 {
             self.producer.poll(DELIVERY_POLL);
         }
-        let (failed, ledger_ends) = self.producer.context().take();
-        if let Some(error) = failed {
+        if let Some(error) = self.producer.context().take_failure() {
             return Err(self.fault("delivering", &error));
         }
         failpoint::hit("before-end-txn");
-        self.producer
-            .commit_transaction(Timeout::Never)
-            .map_err(|error| self.fault("committing the transaction", &error))?;
-        Ok(ledger_ends)
+        // The broker ends it by the transaction time-out; librdkafka would go on asking for ever.
+        let patience = Timeout::After(self.timeout * 2);
+        self.producer.commit_transaction(patience).map_err(|error| self.fault("committing the transaction", &error))
     }
 }
 
-/// Kinds of records, as the opaque value of their delivery reports.
-const OUTPUT: usize = 0;
-const LEDGER: usize = 1;
-
 /// What the delivery reports of one transaction said.
 struct Deliveries {
-    /// The first failure, and the end of each ledger partition that was written.
-    reports: Mutex<(Option<KafkaError>, BTreeMap<i32, i64>)>,
+    failure: Mutex<Option<KafkaError>>,
     clients: Statistics,
 }
 
 impl Deliveries {
-    fn take(&self) -> (Option<KafkaError>, BTreeMap<i32, i64>) {
-        std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner))
+    fn failure(&self) -> MutexGuard<'_, Option<KafkaError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_failure(&self) -> Option<KafkaError> {
+        self.failure().take()
     }
 }
 
@@ -206,31 +209,23 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = ();
 
-    fn delivery(&self, result: &DeliveryResult<'_>, kind: usize) {
-        match result {
-            Ok(message) if kind == LEDGER => {
-                let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-                let end = reports.1.entry(message.partition()).or_insert(0);
-                *end = (*end).max(message.offset() + 1);
-            }
-            Ok(_) => {}
-            Err((error, _)) => {
-                self.reports.lock().unwrap_or_else(PoisonError::into_inner).0.get_or_insert_with(|| error.clone());
-            }
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failure().get_or_insert_with(|| error.clone());
         }
     }
 }
 
 /// The same partition, key, value and timestamp in another topic.
-fn copy<'a>(record: &'a Record, topic: &'a str, headers: OwnedHeaders) -> BaseRecord<'a, [u8], [u8], usize> {
+fn copy<'a>(record: &'a Record, topic: &'a str, headers: OwnedHeaders) -> BaseRecord<'a, [u8], [u8]> {
     BaseRecord {
         key: record.key.as_deref(),
         payload: record.value.as_deref(),
         timestamp: record.timestamp_ms,
         headers: Some(headers),
-        ..BaseRecord::with_opaque_to(topic, OUTPUT).partition(record.source.partition)
+        ..BaseRecord::to(topic).partition(record.source.partition)
     }
 }
 

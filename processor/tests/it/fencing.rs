@@ -10,8 +10,11 @@ async fn a_zombie_changes_nothing() {
     let (records, ids) = batch(0..300);
     world.produce(&records);
     // Everything is produced and the offsets are sent; only the commit is missing.
-    let zombie = world.processor("a").set("group.workers", 1).failpoints("before-end-txn=1*sleep(2000)").start();
-    eventually("the zombie has stored its batch", async || world.rows().await.len() == 300).await;
+    let zombie = world.processor("a").set("group.workers", 1).set("batch.linger", "2s");
+    let zombie = zombie.failpoints("before-end-txn=1*sleep(4000)").start();
+    let produced = async || world.uncommitted(&world.topics.deduped).len() == 300;
+    eventually("the zombie has produced its batch", produced).await;
+    assert_eq!(world.committed(&world.topics.deduped).len(), 0);
     zombie.process.pause().await.unwrap();
 
     let successor = world.processor("b").set("group.workers", 1).ready().await;

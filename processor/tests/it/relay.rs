@@ -97,9 +97,10 @@ async fn sigterm_under_load_loses_and_doubles_nothing() {
     let (first, rest) = records.split_at(2000);
     world.produce(first);
     for chunk in rest.chunks(1000) {
-        let processor = world.processor("a").set("batch.max_records", 50).ready().await;
+        let processor = world.processor("a").set("batch.max_records", 50).set("pace.ceiling", 300).ready().await;
         world.produce(chunk);
         processor.stop().await;
+        assert!(world.lag().await > 0, "it was stopped in the middle of its work");
     }
     let processor = world.processor("a").ready().await;
     world.settled().await;

@@ -16,10 +16,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message as _;
 use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers as _, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -112,8 +113,12 @@ impl World {
 
     /// Writes records to the source topic and waits until they are acknowledged.
     pub fn produce(&self, records: &[Source]) {
-        let producer: BaseProducer =
-            self.client().set("partitioner", "murmur2_random").set("message.max.bytes", "8000000").create().unwrap();
+        let mut config = self.client();
+        config
+            .set("partitioner", "murmur2_random")
+            .set("message.max.bytes", "20000000")
+            .set("compression.type", "zstd");
+        let producer: BaseProducer<Delivered> = config.create_with_context(Delivered).unwrap();
         for source in records {
             let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topics.packets);
             record.key = source.key.as_deref();
@@ -202,15 +207,16 @@ impl World {
         &self.session
     }
 
+    /// Records of the source topic that the group has not accounted for.
+    pub async fn lag(&self) -> i64 {
+        let group: BaseConsumer = self.client().set("group.id", &self.group).create().unwrap();
+        let topic = self.topics.packets.clone();
+        tokio::task::spawn_blocking(move || lag(&group, &topic)).await.unwrap()
+    }
+
     /// Waits until the group has accounted for everything in the source topic.
     pub async fn settled(&self) {
-        let group = self.client().set("group.id", &self.group).create::<BaseConsumer>().unwrap();
-        let group = std::sync::Arc::new(group);
-        eventually("every record is accounted for", async || {
-            let (group, topic) = (std::sync::Arc::clone(&group), self.topics.packets.clone());
-            tokio::task::spawn_blocking(move || lag(&group, &topic)).await.unwrap() == 0
-        })
-        .await;
+        eventually("every record is accounted for", async || self.lag().await == 0).await;
     }
 
     /// Asserts that exactly the packets `expected` were stored, published and entered in the ledger, each once.
@@ -243,6 +249,19 @@ impl World {
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+}
+
+/// A producer's context that lets no failed delivery pass.
+struct Delivered;
+
+impl ClientContext for Delivered {}
+
+impl ProducerContext for Delivered {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        assert!(result.is_ok(), "{result:?}");
     }
 }
 
