@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
+use coderelay_devstack::{CommitLog, Launch, Probe, Process, Stack, free_port};
 use coderelay_schemas::cql;
 use coderelay_schemas::topics::TopicNames;
 use serde::Serialize;
@@ -190,7 +190,8 @@ impl Bench {
         };
         let (ingest, processor) = (program("ingest")?, program("processor")?);
 
-        let stack = Stack::builder().brokers(1).cql(true).start().await?;
+        // As production runs it. The stack's own default waits for the disk with every write, for tests that pull the plug.
+        let stack = Stack::builder().brokers(1).cql(true).commit_log(CommitLog::Periodic).start().await?;
         let topics = TopicNames::default();
         stack.create_topics(&topics, args.partitions).await?;
         stack.create_keyspace(cql::KEYSPACE).await?;
