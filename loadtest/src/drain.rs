@@ -9,12 +9,14 @@ use tokio::task::block_in_place;
 
 use crate::backlog::Backlog;
 use crate::resources::{Meter, Usage, Watched};
-use crate::scrape::Buckets;
+use crate::scrape::Page;
 
 /// The processor's default consumer group.
 pub const GROUP: &str = "coderelay-processor";
 /// The processor's histogram of the time a transaction's commit takes, in seconds.
 pub const COMMIT_METRIC: &str = "coderelay_processor_commit_duration_seconds";
+/// The processor's gauge of remembered ids.
+const IDS_METRIC: &str = "coderelay_dedup_entries";
 
 /// How to watch a backlog shrink.
 #[derive(Clone, Debug)]
@@ -49,6 +51,8 @@ pub struct DrainReport {
     pub commit_p50_ms: Option<f64>,
     /// The same for the slowest hundredth.
     pub commit_p99_ms: Option<f64>,
+    /// Ids that the processor remembers at the end, to remove duplicates: most of its memory.
+    pub ids_remembered: Option<f64>,
     /// CPU and memory of the watched processes and of this one, from the call on.
     pub processes: Vec<Usage>,
 }
@@ -66,11 +70,13 @@ impl DrainReport {
 /// When the broker or the metrics page does not answer, or a watched process cannot be read.
 pub async fn measure(backlog: &Backlog, watch: &Watch) -> Result<DrainReport> {
     let meter = Meter::start(&watch.processes)?;
-    let earlier = Buckets::fetch(&watch.metrics_url, &watch.commit_metric).await.unwrap_or_default();
+    // A processor that is only starting has no page yet.
+    let earlier = Page::fetch(&watch.metrics_url).await.unwrap_or_default();
     let from = block_in_place(|| backlog.committed())?;
     let progress = block_in_place(|| follow(backlog, watch, from))?;
     let processes = meter.stop(progress.last.1 - from)?;
-    let commits = Buckets::fetch(&watch.metrics_url, &watch.commit_metric).await?.since(&earlier);
+    let later = Page::fetch(&watch.metrics_url).await?;
+    let commits = later.histogram(&watch.commit_metric).since(&earlier.histogram(&watch.commit_metric));
 
     let Progress { first, last } = progress;
     let (records, seconds) = (last.1 - first.1, (last.0 - first.0).as_secs_f64());
@@ -83,6 +89,7 @@ pub async fn measure(backlog: &Backlog, watch: &Watch) -> Result<DrainReport> {
         per_second: if seconds > 0.0 { records as f64 / seconds } else { 0.0 },
         commit_p50_ms: commits.quantile(0.5).map(milliseconds),
         commit_p99_ms: commits.quantile(0.99).map(milliseconds),
+        ids_remembered: later.value(IDS_METRIC),
         processes,
     })
 }

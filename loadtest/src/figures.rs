@@ -271,6 +271,7 @@ fn figures(runs: &[Run]) -> Vec<Figure> {
         figure("processor: commit p50", "ms", Some(Below(20.0)), &|run| run.drain.commit_p50_ms.unwrap_or(f64::NAN)),
         figure("processor: commit p99", "ms", None, &|run| run.drain.commit_p99_ms.unwrap_or(f64::NAN)),
         figure("processor: peak RSS", "MB", Some(Below(512.0)), &|run| peak_rss(&run.drain.processes, "processor")),
+        figure("processor: ids remembered then", "ids", None, &|run| run.drain.ids_remembered.unwrap_or(f64::NAN)),
         figure("processor", per_100k, None, &|run| cpu(&run.drain.processes, "processor")),
         figure("kafka beside it", per_100k, None, &|run| cpu(&run.drain.processes, "kafka")),
         figure("cassandra beside it", per_100k, None, &|run| cpu(&run.drain.processes, "cassandra")),

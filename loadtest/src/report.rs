@@ -90,6 +90,9 @@ impl DrainReport {
                 "commit p50 / p99",
                 &format!("{} / {} ms", milliseconds(self.commit_p50_ms), milliseconds(self.commit_p99_ms)),
             ]);
+        if let Some(ids) = self.ids_remembered {
+            table.add_row(["ids remembered", &thousands(ids)]);
+        }
         usage_rows(&mut table, &self.processes);
         table.to_string()
     }

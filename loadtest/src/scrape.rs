@@ -1,9 +1,50 @@
-//! Histograms of a service's `/metrics` page (Prometheus text format 0.0.4), as differences of two scrapes.
+//! What a service's `/metrics` page says (Prometheus text format 0.0.4): values, and histograms as differences of two scrapes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+
+/// A `/metrics` page.
+#[derive(Clone, Debug, Default)]
+pub struct Page(String);
+
+impl Page {
+    /// Fetches the page at `url`.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub async fn fetch(url: &str) -> Result<Self> {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
+        let response = client.get(url).send().await.with_context(|| format!("cannot fetch {url}"))?;
+        Ok(Self(response.error_for_status()?.text().await?))
+    }
+
+    /// The value of the gauge or counter `name`, all its label sets added up; `None` if it is not there.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        let samples = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            (labels.is_empty() || labels.starts_with('{')).then(|| value.parse::<f64>().ok())?
+        });
+        samples.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    }
+
+    /// The histogram `name`; empty if it is not there.
+    pub fn histogram(&self, name: &str) -> Buckets {
+        let mut counts = BTreeMap::new();
+        for line in self.0.lines() {
+            let Some(labels) = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_bucket{")) else { continue };
+            let Some((labels, value)) = labels.rsplit_once("} ") else { continue };
+            let bound = labels.split(',').find_map(|label| label.strip_prefix("le=\"")?.strip_suffix('"'));
+            let bound = bound.and_then(|bound| bound.parse::<f64>().ok()).filter(|bound| *bound >= 0.0);
+            if let (Some(bound), Ok(count)) = (bound, value.trim().parse::<f64>()) {
+                *counts.entry(bound.to_bits()).or_default() += count;
+            }
+        }
+        Buckets { counts }
+    }
+}
 
 /// The cumulative buckets of one histogram, all its label sets added up.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,34 +54,6 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// Reads the histogram `name` from the page at `url`.
-    ///
-    /// # Errors
-    /// When the page cannot be fetched or has no such histogram.
-    pub async fn fetch(url: &str, name: &str) -> Result<Self> {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
-        let response = client.get(url).send().await.with_context(|| format!("cannot fetch {url}"))?;
-        let page = response.error_for_status()?.text().await?;
-        let buckets = Self::parse(&page, name);
-        ensure!(!buckets.counts.is_empty(), "{url} has no histogram {name}");
-        Ok(buckets)
-    }
-
-    /// Reads the histogram `name` from a page; empty if it is not there.
-    pub fn parse(page: &str, name: &str) -> Self {
-        let mut counts = BTreeMap::new();
-        for line in page.lines() {
-            let Some(labels) = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_bucket{")) else { continue };
-            let Some((labels, value)) = labels.rsplit_once("} ") else { continue };
-            let bound = labels.split(',').find_map(|label| label.strip_prefix("le=\"")?.strip_suffix('"'));
-            let bound = bound.and_then(|bound| bound.parse::<f64>().ok()).filter(|bound| *bound >= 0.0);
-            if let (Some(bound), Ok(count)) = (bound, value.trim().parse::<f64>()) {
-                *counts.entry(bound.to_bits()).or_default() += count;
-            }
-        }
-        Self { counts }
-    }
-
     /// What was observed since `earlier`. After a restart of the service between the two, everything since the restart.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -90,11 +103,25 @@ commit_seconds_bucket{worker=\"1\",le=\"0.02\"} 30
 commit_seconds_bucket{worker=\"1\",le=\"+Inf\"} 40
 commit_seconds_count{worker=\"0\"} 40
 commit_seconds_total_bucket{le=\"0.01\"} 99
+ids 5
+ids_forgotten 7
+waiting{queue=\"a\"} 1
+waiting{queue=\"b c\"} 2
 ";
+
+    fn page(text: &str) -> Page {
+        Page(text.to_owned())
+    }
+
+    #[test]
+    fn a_gauge_is_the_sum_of_its_label_sets() {
+        let page = page(PAGE);
+        assert_eq!((page.value("ids"), page.value("waiting"), page.value("wait")), (Some(5.0), Some(3.0), None));
+    }
 
     #[test]
     fn label_sets_are_added_up() {
-        let buckets = Buckets::parse(PAGE, "commit_seconds");
+        let buckets = page(PAGE).histogram("commit_seconds");
         assert!((buckets.count() - 80.0).abs() < 1e-9);
         assert!((buckets.quantile(0.5).unwrap() - 0.015).abs() < 1e-9);
         assert_eq!(buckets.quantile(0.99), Some(0.02), "the last finite bound");
@@ -102,13 +129,13 @@ commit_seconds_total_bucket{le=\"0.01\"} 99
 
     #[test]
     fn an_absent_histogram_has_no_quantile() {
-        assert_eq!(Buckets::parse(PAGE, "other").quantile(0.5), None);
+        assert_eq!(page(PAGE).histogram("other").quantile(0.5), None);
     }
 
     #[test]
     fn a_difference_leaves_what_came_between() {
-        let earlier = Buckets::parse(PAGE, "commit_seconds");
-        let later = Buckets::parse(&PAGE.replace(" 40", " 45"), "commit_seconds");
+        let earlier = page(PAGE).histogram("commit_seconds");
+        let later = page(&PAGE.replace(" 40", " 45")).histogram("commit_seconds");
         assert!((later.since(&earlier).count() - 10.0).abs() < 1e-9);
         assert!(earlier.since(&later).count() > 0.0, "a restart counts from zero");
         assert_eq!(earlier.since(&earlier).quantile(0.5), None, "nothing was observed");
