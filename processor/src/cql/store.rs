@@ -136,7 +136,8 @@ impl Inserter {
         GroupResult { result, attempts, slowest: started.elapsed() }
     }
 
-    /// Writes rows of one partition; when the store refuses them together, one by one, to find the one it refuses.
+    /// Writes rows of one partition; when the store refuses them, once more one by one: to find the one it refuses, and because only what
+    /// is refused by a store that takes other rows at that time is the row's own fault.
     async fn write_isolated(&self, rows: &[&Row]) -> (Result<Vec<RowOutcome>, Unavailable>, u32, Duration) {
         let GroupResult { result, mut attempts, mut slowest } = self.write_group(rows).await;
         let detail = match result {
@@ -147,9 +148,7 @@ impl Inserter {
         if let Err(unavailable) = self.takes_writes().await {
             return (Err(unavailable), attempts, slowest);
         }
-        if rows.len() == 1 {
-            return (Ok(vec![RowOutcome::Refused { detail, attempts }]), attempts, slowest);
-        }
+        debug!(detail, rows = rows.len(), "refused; writing one by one");
         let mut outcomes = Vec::with_capacity(rows.len());
         for row in rows {
             let single = self.write_group(&[*row]).await;

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coderelay_runtime::kafka::context;
 use coderelay_schemas::ledger::{self, Entry, LedgerError};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::error;
@@ -27,7 +30,7 @@ impl KafkaLedger {
         Self { identity: identity.clone() }
     }
 
-    fn reader(&self, isolation: &str) -> Result<BaseConsumer, Fault> {
+    fn reader(&self, isolation: &str) -> Result<Reader, Fault> {
         let mut config = self.identity.client.clone();
         // A follower may not know the end of the log yet.
         config.remove("client.rack");
@@ -39,21 +42,16 @@ impl KafkaLedger {
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
             .set("statistics.interval.ms", "0");
-        config.create().map_err(|error| Fault::restart("creating the ledger's reader", error))
+        config.create_with_context(Quiet).map_err(|error| Fault::restart("creating the ledger's reader", error))
     }
 
     /// The last stable offset of `partition`, once it has reached the end that the log has now.
     ///
     /// A former owner's transaction that is committed but whose marker has not reached this partition yet is thereby waited for, and so is
     /// one that was left open: the broker ends it within the transaction time-out.
-    fn stable_end(
-        &self,
-        committed: &BaseConsumer,
-        uncommitted: &BaseConsumer,
-        partition: i32,
-    ) -> Result<(i64, i64), Fault> {
+    fn stable_end(&self, committed: &Reader, uncommitted: &Reader, partition: i32) -> Result<(i64, i64), Fault> {
         let topic = &self.identity.topics.ledger;
-        let watermarks = |reader: &BaseConsumer| {
+        let watermarks = |reader: &Reader| {
             reader
                 .fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
                 .map_err(|error| Fault::restart("reading the ledger's watermarks", error))
@@ -76,7 +74,7 @@ impl KafkaLedger {
     /// The first offset of each partition with a record at or after `since`; absent when there is none.
     fn offsets_since(
         &self,
-        reader: &BaseConsumer,
+        reader: &Reader,
         partitions: impl Iterator<Item = i32>,
         since: SystemTime,
     ) -> Result<BTreeMap<i32, i64>, Fault> {
@@ -98,12 +96,7 @@ impl KafkaLedger {
     }
 
     /// Reads from the given offsets to the end of every partition.
-    fn read(
-        &self,
-        reader: &BaseConsumer,
-        starts: &BTreeMap<i32, i64>,
-        visit: &mut dyn FnMut(Entry),
-    ) -> Result<(), Fault> {
+    fn read(&self, reader: &Reader, starts: &BTreeMap<i32, i64>, visit: &mut dyn FnMut(Entry)) -> Result<(), Fault> {
         let mut assignment = TopicPartitionList::with_capacity(starts.len());
         for (partition, start) in starts {
             assignment
@@ -142,6 +135,25 @@ impl KafkaLedger {
         reader.unassign().map_err(|error| Fault::restart("releasing the ledger", error))
     }
 }
+
+type Reader = BaseConsumer<Quiet>;
+
+/// The end of a partition is what a reader waits for, not an error.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        context::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            context::log_error(&error, reason);
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 fn place(message: &BorrowedMessage<'_>) -> String {
     format!("{}-{}@{}", message.topic(), message.partition(), message.offset())

@@ -1,7 +1,7 @@
 //! A deployment of one's own on the shared stack: topics, a keyspace, processors as real processes, and readers that see what users see.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "a test; each binary uses its part")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -158,8 +158,8 @@ impl World {
             assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
         }
         consumer.assign(&assignment).unwrap();
-        let (mut records, mut ended, deadline) = (Vec::new(), 0, Instant::now() + PATIENCE);
-        while ended < PARTITIONS {
+        let (mut records, mut ended, deadline) = (Vec::new(), BTreeSet::new(), Instant::now() + PATIENCE);
+        while ended.len() < PARTITIONS as usize {
             assert!(Instant::now() < deadline, "{topic} cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => records.push(Read {
@@ -175,7 +175,9 @@ impl World {
                         .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
                         .collect(),
                 }),
-                Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    ended.insert(partition);
+                }
                 _ => {}
             }
         }
