@@ -1,9 +1,10 @@
 //! The published measurement, whole: a stack of its own, ingest and processor, warm-up, runs, one table.
 //!
 //! Client, services, broker and store share the machine's cores. Each run measures ingest while the processor is stopped,
-//! then starts the processor on the backlog and measures how it drains. Rates are medians of the runs.
+//! then starts the processor on the backlog and measures how it drains. Runs share nothing but the warm JVMs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use crate::backlog::Backlog;
 use crate::cli::{Shape, clock_seed};
+use crate::corpus::Corpus;
 use crate::drain::{self, DrainReport, Watch};
 use crate::ingest::{self, IngestReport};
 use crate::machine::Origin;
@@ -35,7 +37,7 @@ pub struct Figures {
     #[arg(long, default_value_t = 3)]
     runs: u64,
     /// Packets relayed before, which are not measured: they warm the JVMs.
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(long, default_value_t = 500_000)]
     warm_up: u64,
     /// Partitions of the topics.
     #[arg(long, default_value_t = 12)]
@@ -147,7 +149,7 @@ pub async fn measure(args: &Figures) -> Result<FiguresReport> {
     let origin = Origin::here()?;
     let bench = Bench::start(args).await?;
     let corpus = args.shape.corpus(clock_seed())?;
-    let (mut runs, mut first) = (Vec::new(), 0);
+    let mut runs = Vec::new();
     // Run 0 is the warm-up: a run like the others whose figures are dropped.
     for number in 0..=args.runs {
         let packets = if number == 0 { args.warm_up } else { args.packets };
@@ -155,30 +157,25 @@ pub async fn measure(args: &Figures) -> Result<FiguresReport> {
             continue;
         }
         eprintln!("loadtest: run {number} of {}, {packets} packets", args.runs);
-        let load = args.shape.load(bench.endpoint.clone(), first, packets);
-        first += packets;
-        let ingest = ingest::measure(corpus.clone(), &load, 0, &bench.watched("ingest", &bench.ingest)).await?;
-        let drain = bench.drain().await?;
+        let run = bench.run(number, packets, &corpus).await?;
         if number > 0 {
-            runs.push(Run { ingest, drain });
+            runs.push(run);
         }
     }
-    bench.stop().await?;
+    bench.stack.stop(GRACE).await?;
     Ok(FiguresReport { origin, shape: args.shape.clone(), figures: figures(&runs), runs })
 }
 
-/// The stack and the services under measurement.
-struct Bench {
+/// The stack, which all runs share, and the programs under measurement.
+struct Bench<'a> {
+    args: &'a Figures,
     stack: Stack,
-    ingest: Process,
-    endpoint: String,
-    processor: Launch,
-    processor_admin: String,
-    topics: TopicNames,
+    ingest: PathBuf,
+    processor: PathBuf,
 }
 
-impl Bench {
-    async fn start(args: &Figures) -> Result<Self> {
+impl<'a> Bench<'a> {
+    async fn start(args: &'a Figures) -> Result<Self> {
         let bin = match &args.bin {
             Some(bin) => bin.clone(),
             None => std::env::current_exe()?.parent().map(Path::to_owned).context("loadtest is in no folder")?,
@@ -189,27 +186,87 @@ impl Bench {
             Ok(std::path::absolute(path)?)
         };
         let (ingest, processor) = (program("ingest")?, program("processor")?);
-
         // As production runs it. The stack's own default waits for the disk with every write, for tests that pull the plug.
         let stack = Stack::builder().brokers(1).cql(true).commit_log(CommitLog::Periodic).start().await?;
-        let topics = TopicNames::default();
-        stack.create_topics(&topics, args.partitions).await?;
-        stack.create_keyspace(cql::KEYSPACE).await?;
+        Ok(Self { args, stack, ingest, processor })
+    }
 
-        let local = || Ok::<_, std::io::Error>(format!("127.0.0.1:{}", free_port()?));
-        let (grpc, admin, processor_admin) = (local()?, local()?, local()?);
-        let kafka = format!("kafka.bootstrap_servers={}", stack.bootstrap_servers());
-        let own = [kafka.clone(), format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
-        let ingest = Launch::new("ingest", ingest, stack.dir().join("ingest"))
-            .args(settings(&own, &args.ingest_set))
+    /// Measures once, on topics and a table of its own: no run finds ids, offsets or rows of another.
+    async fn run(&self, number: u64, packets: u64, corpus: &Arc<Corpus>) -> Result<Run> {
+        let topics = TopicNames::with_suffix(&format!("-{number}"));
+        let keyspace = format!("{}_{number}", cql::KEYSPACE);
+        self.stack.create_topics(&topics, self.args.partitions).await?;
+        self.stack.create_keyspace(&keyspace).await?;
+        let ingest = self.ingest(number, &topics, packets, corpus).await?;
+        let drain = self.drain(number, &topics, &keyspace).await?;
+        Ok(Run { ingest, drain })
+    }
+
+    /// Loads ingest while no processor runs.
+    async fn ingest(
+        &self,
+        number: u64,
+        topics: &TopicNames,
+        packets: u64,
+        corpus: &Arc<Corpus>,
+    ) -> Result<IngestReport> {
+        let (grpc, admin) = (local_address()?, local_address()?);
+        let own = [format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
+        let launch = Launch::new("ingest", &self.ingest, self.folder(number))
+            .args(self.settings(topics, &own, &self.args.ingest_set))
             .ready_when(Probe::Http { url: format!("http://{admin}/readyz") });
-        let ingest = Process::launch(ingest)?;
-        ingest.ready().await?;
-        let own =
-            [kafka, format!("cql.contact_points={}", stack.cql_contact()), format!("admin.listen={processor_admin}")];
-        let processor = Launch::new("processor", processor, stack.dir().join("processor"))
-            .args(settings(&own, &args.processor_set));
-        Ok(Self { stack, ingest, endpoint: format!("http://{grpc}"), processor, processor_admin, topics })
+        let service = Process::launch(launch)?;
+        service.ready().await?;
+        let load = self.args.shape.load(format!("http://{grpc}"), 0, packets);
+        let report = ingest::measure(corpus.clone(), &load, 0, &self.watched("ingest", &service)).await;
+        end(&service, report).await
+    }
+
+    /// Runs the processor until the backlog is gone.
+    async fn drain(&self, number: u64, topics: &TopicNames, keyspace: &str) -> Result<DrainReport> {
+        let group = format!("{}-{number}", drain::GROUP);
+        let backlog = Backlog::open(&self.stack.bootstrap_servers(), &group, std::slice::from_ref(&topics.packets))?;
+        let admin = local_address()?;
+        let own = [
+            format!("admin.listen={admin}"),
+            format!("cql.contact_points={}", self.stack.cql_contact()),
+            format!("cql.keyspace={keyspace}"),
+            format!("group.id={group}"),
+            format!("source.topics={}", topics.packets),
+        ];
+        let launch = Launch::new("processor", &self.processor, self.folder(number)).args(self.settings(
+            topics,
+            &own,
+            &self.args.processor_set,
+        ));
+        let service = Process::launch(launch)?;
+        let watch = Watch {
+            interval: Duration::from_millis(100),
+            patience: Duration::from_secs(60),
+            metrics_url: format!("http://{admin}/metrics"),
+            commit_metric: drain::COMMIT_METRIC.to_owned(),
+            processes: self.watched("processor", &service),
+        };
+        let report = drain::measure(&backlog, &watch).await;
+        end(&service, report).await
+    }
+
+    fn folder(&self, number: u64) -> PathBuf {
+        self.stack.dir().join(format!("run-{number}"))
+    }
+
+    /// The command line of a service: what both have in common, its own, and what the caller set.
+    fn settings(&self, topics: &TopicNames, own: &[String], given: &[String]) -> Vec<String> {
+        let common = [
+            format!("kafka.bootstrap_servers={}", self.stack.bootstrap_servers()),
+            format!("topics.packets={}", topics.packets),
+            format!("topics.deduped={}", topics.deduped),
+            format!("topics.ledger={}", topics.ledger),
+            format!("topics.dlq={}", topics.dlq),
+            format!("topics.canary={}", topics.canary),
+        ];
+        let all = common.iter().chain(own).chain(given);
+        all.flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
     }
 
     fn watched(&self, name: &str, service: &Process) -> Vec<Watched> {
@@ -217,39 +274,19 @@ impl Bench {
             |name: &str, process: &Process| Watched { name: name.to_owned(), pid: process.pid().cast_signed() };
         vec![watched(name, service), watched("kafka", self.stack.broker(0)), watched("cassandra", self.stack.cql())]
     }
-
-    /// Runs the processor until the backlog is gone.
-    async fn drain(&self) -> Result<DrainReport> {
-        let topics = [self.topics.packets.clone()];
-        let backlog = Backlog::open(&self.stack.bootstrap_servers(), drain::GROUP, &topics)?;
-        let processor = Process::launch(self.processor.clone())?;
-        let watch = Watch {
-            interval: Duration::from_millis(100),
-            patience: Duration::from_secs(60),
-            metrics_url: format!("http://{}/metrics", self.processor_admin),
-            commit_metric: drain::COMMIT_METRIC.to_owned(),
-            processes: self.watched("processor", &processor),
-        };
-        let report = drain::measure(&backlog, &watch).await;
-        let report = report.with_context(|| format!("the processor's log ends:\n{}", processor.log_tail(10)))?;
-        end(&processor).await?;
-        Ok(report)
-    }
-
-    async fn stop(self) -> Result<()> {
-        end(&self.ingest).await?;
-        Ok(self.stack.stop(GRACE).await?)
-    }
 }
 
-fn settings(own: &[String], given: &[String]) -> Vec<String> {
-    own.iter().chain(given).flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
+fn local_address() -> std::io::Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port()?))
 }
 
-async fn end(service: &Process) -> Result<()> {
+/// Ends a service in good order and passes on what was measured on it; with its last words where that failed.
+async fn end<T>(service: &Process, measured: Result<T>) -> Result<T> {
+    let said = || format!("the log of {} ends:\n{}", service.name(), service.log_tail(10));
+    let measured = measured.with_context(said)?;
     let status = service.stop(GRACE).await?;
-    ensure!(status.success(), "{} ended with {status}:\n{}", service.name(), service.log_tail(10));
-    Ok(())
+    ensure!(status.success(), "{} ended with {status}; {}", service.name(), said());
+    Ok(measured)
 }
 
 fn figures(runs: &[Run]) -> Vec<Figure> {
