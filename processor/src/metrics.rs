@@ -72,7 +72,7 @@ impl Metrics {
         let seconds =
             |name, description| meter.f64_histogram(name).with_unit("s").with_description(description).build();
         let counter = |name, description| meter.u64_counter(name).with_description(description).build();
-        Self {
+        let metrics = Self {
             process_duration: seconds("process.duration", "From the first poll of a batch to its commit"),
             records: counter("coderelay.processor.records", "Records accounted for, by outcome"),
             dead_letters: counter("coderelay.processor.dead_letters", "Records dead-lettered, by reason"),
@@ -107,6 +107,21 @@ impl Metrics {
             replay_duration: seconds("coderelay.ledger.replay.duration", "Replaying the ledger of assigned partitions"),
             replay_entries: counter("coderelay.ledger.replay.entries", "Ledger entries replayed"),
             workers,
+        };
+        metrics.start_counters();
+        metrics
+    }
+
+    /// Shows every counter as 0: one that only appears with its first event hides that event from `increase()`.
+    fn start_counters(&self) {
+        for outcome in ["accepted", "duplicate", "rejected"] {
+            self.records.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
+        for reason in DlqReason::ALL {
+            self.dead_letters.add(0, &[KeyValue::new("reason", reason.as_str())]);
+        }
+        for counter in [&self.restarts, &self.store_rows, &self.store_failures, &self.replay_entries] {
+            counter.add(0, &[]);
         }
     }
 
