@@ -193,10 +193,11 @@ impl World {
             .collect()
     }
 
-    /// Packet ids in the store, with their write times.
+    /// Packet ids in the store, with their write times. Connects anew: a session that has seen the store die waits before it tries again.
     pub async fn rows(&self) -> BTreeMap<Vec<u8>, i64> {
+        let session = SessionBuilder::new().known_node(self.stack.cql_contact()).build().await.unwrap();
         let result =
-            self.session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
+            session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
         let rows = result.rows::<(String, scylla::value::CqlDate, Vec<u8>, i64)>().unwrap().map(Result::unwrap);
         let mut ids = BTreeMap::new();
         for (_, _, id, written) in rows {
