@@ -121,10 +121,6 @@ impl Transaction for KafkaTransaction {
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
-        // What cannot be carried is pointed at: topic, partition and offset are in the headers.
-        let fits = record.size() + DETAIL_MAX * 4 < topics::max_message_bytes() as usize - 64 * 1024;
-        let without_value = Record { value: None, ..record.clone() };
-        let record = if fits { record } else { &without_value };
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
             (dlq::DLQ_DETAIL, rejection.detail.chars().take(DETAIL_MAX).collect()),
@@ -137,7 +133,12 @@ impl Transaction for KafkaTransaction {
         let headers = fields
             .iter()
             .fold(owned(&record.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        self.send(copy(record, &self.topics.dlq, headers))
+        let mut letter = copy(record, &self.topics.dlq, headers);
+        // What cannot be carried is pointed at: topic, partition and offset are in the headers.
+        if record.size() + DETAIL_MAX * 4 >= topics::max_message_bytes() as usize - 64 * 1024 {
+            letter.payload = None;
+        }
+        self.send(letter)
     }
 
     fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
