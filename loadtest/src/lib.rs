@@ -21,5 +21,6 @@ pub mod figures;
 pub mod machine;
 
 pub mod report;
+pub mod summary;
 
 pub mod cli;

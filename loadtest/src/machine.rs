@@ -5,11 +5,12 @@ use std::{env, fmt, fs};
 
 use anyhow::{Context, Result};
 use procfs::Current as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 /// The place, the time and the program of a measurement.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Origin {
     /// CPU model as the kernel names it.
     pub cpu: String,
