@@ -126,7 +126,7 @@ pub trait Store {
     /// [`Unavailable`] when a row could be neither stored nor refused. Others may have been stored.
     fn write(&mut self, rows: &[&Row], concurrency: usize) -> Result<(Vec<RowOutcome>, StoreSample), Unavailable>;
 
-    /// Whether the store answers.
+    /// Whether the store takes writes.
     ///
     /// # Errors
     /// The reason why it does not.
