@@ -17,16 +17,19 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
+use super::letter::Letter;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
 use crate::failpoint;
 use crate::ports::{Fault, Transaction};
-use crate::record::{Headers, Record, TopicPartition};
+use crate::record::{Record, TopicPartition};
 
 /// Entries of one ledger record: 480 KB, well below any broker's limit.
 const ENTRIES_PER_RECORD: usize = 20_000;
 /// Characters of a dead letter's reason: what a store or a decoder says has no bound of its own.
 const DETAIL_MAX: usize = 1000;
+/// Room in a dead letter for the headers that are added and for Kafka's framing.
+const HEADROOM: usize = 64 * 1024;
 /// How long one wait for delivery reports lasts. The producer's own `flush` waits 100 ms at a time, which costs most of the rate.
 const DELIVERY_POLL: Duration = Duration::from_millis(1);
 
@@ -121,9 +124,12 @@ impl Transaction for KafkaTransaction {
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
+        let letter = Letter::of(record, topics::max_message_bytes() as usize - HEADROOM);
+        let mut detail: String = rejection.detail.chars().take(DETAIL_MAX).collect();
+        letter.left_out.iter().for_each(|note| detail.extend(["; ", note]));
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
-            (dlq::DLQ_DETAIL, rejection.detail.chars().take(DETAIL_MAX).collect()),
+            (dlq::DLQ_DETAIL, detail),
             (dlq::DLQ_TOPIC, record.source.topic.to_string()),
             (dlq::DLQ_PARTITION, record.source.partition.to_string()),
             (dlq::DLQ_OFFSET, record.offset.to_string()),
@@ -132,13 +138,8 @@ impl Transaction for KafkaTransaction {
         ];
         let headers = fields
             .iter()
-            .fold(owned(&record.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let mut letter = copy(record, &self.topics.dlq, headers);
-        // What cannot be carried is pointed at: topic, partition and offset are in the headers.
-        if record.size() + DETAIL_MAX * 4 >= topics::max_message_bytes() as usize - 64 * 1024 {
-            letter.payload = None;
-        }
-        self.send(letter)
+            .fold(owned(letter.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        self.send(BaseRecord { key: letter.key, payload: letter.value, ..copy(record, &self.topics.dlq, headers) })
     }
 
     fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
@@ -230,6 +231,6 @@ fn copy<'a>(record: &'a Record, topic: &'a str, headers: OwnedHeaders) -> BaseRe
     }
 }
 
-fn owned(headers: &Headers) -> OwnedHeaders {
-    headers.iter().fold(OwnedHeaders::new(), |owned, (key, value)| owned.insert(Header { key, value }))
+fn owned<'a>(headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> OwnedHeaders {
+    headers.into_iter().fold(OwnedHeaders::new(), |owned, (key, value)| owned.insert(Header { key, value }))
 }
