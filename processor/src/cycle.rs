@@ -305,7 +305,6 @@ where
         }
         let (outcomes, sample) = self.store.write(&rows, self.pace.concurrency())?;
         self.pace.observe(sample, self.clock.now());
-        self.metrics.pull_rate(self.pace.rate());
         self.metrics.store_up(true);
         plan.settle(outcomes);
         failpoint::hit("after-store");
