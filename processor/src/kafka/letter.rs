@@ -69,7 +69,9 @@ mod tests {
 
     fn record(key: usize, value: usize, headers: &[usize]) -> Record {
         let mut packed = Headers::default();
-        headers.iter().for_each(|size| packed.push("h", Some(&vec![0; *size])));
+        for size in headers {
+            packed.push("h", Some(&vec![0; *size]));
+        }
         Record {
             source: TopicPartition::new("t", 0),
             offset: 0,

@@ -126,7 +126,9 @@ impl Transaction for KafkaTransaction {
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
         let letter = Letter::of(record, topics::max_message_bytes() as usize - HEADROOM);
         let mut detail: String = rejection.detail.chars().take(DETAIL_MAX).collect();
-        letter.left_out.iter().for_each(|note| detail.extend(["; ", note]));
+        if let Some(note) = &letter.left_out {
+            detail.extend(["; ", note]);
+        }
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
             (dlq::DLQ_DETAIL, detail),

@@ -1,4 +1,5 @@
 //! A store that is merely slow: the processor gives way, and takes up its pace again.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
