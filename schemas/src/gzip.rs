@@ -1,7 +1,7 @@
 //! Verifies gzip content to its last byte, without keeping what it expands to.
 //!
-//! This is most of the work ingest does for a packet. Content that expands to 4 MiB at most, which is nearly all of it, is
-//! inflated at one go by libdeflate, in two thirds of the time. The rest, and whatever is not plainly right, is read in pieces
+//! This is most of the work ingest does for a packet. Content that expands to 8 MiB at most, which is nearly all of it, is
+//! inflated at one go by libdeflate, in three quarters of the time. The rest, and whatever is not plainly right, is read in pieces
 //! by flate2, and only that path refuses anything. The framing of RFC 1952, which is short, is read by hand: that also tells
 //! trailing bytes and truncation apart from other damage. Every thread keeps its inflate states and a small buffer.
 
@@ -59,7 +59,7 @@ pub enum GzipError {
 /// Inflates `content` to its end and answers how many bytes it expands to.
 ///
 /// Every member's checksum and length must be right, and nothing may follow the last one. Inflating stops as soon as a
-/// limit is passed, so a bomb costs no more than an honest packet of that size, and never more than 4 MiB of memory.
+/// limit is passed, so a bomb costs no more than an honest packet of that size, and never more than 8 MiB of memory.
 ///
 /// # Errors
 /// [`GzipError`] for the first thing that is wrong.
@@ -79,7 +79,7 @@ impl Inflater {
     /// Most source files fit in it whole.
     const BUFFER: usize = 64 * 1024;
     /// Content that expands further is read in pieces: what threads hold of packets has a bound.
-    const WHOLE: usize = 4 * 1024 * 1024;
+    const WHOLE: usize = 8 * 1024 * 1024;
 
     fn new() -> Self {
         let buffer = vec![0; Self::BUFFER].into_boxed_slice();
