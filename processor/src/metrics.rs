@@ -27,7 +27,6 @@ pub struct Metrics {
     store_up: Gauge<u64>,
     store_is_up: AtomicBool,
     pull_rate: Gauge<f64>,
-    dedup_entries: Gauge<u64>,
     replay_duration: Histogram<f64>,
     replay_entries: Counter<u64>,
     workers: Arc<Mutex<HashMap<usize, WorkerState>>>,
@@ -62,6 +61,12 @@ impl Metrics {
                     observer.observe(waiting, &[KeyValue::new("queue", topic)]);
                 }
             })
+            .build();
+        let held = Arc::clone(memory);
+        meter
+            .u64_observable_gauge("coderelay.dedup.entries")
+            .with_description("Ids remembered")
+            .with_callback(move |observer| observer.observe(held.len(), &[]))
             .build();
         let evicted = Arc::clone(memory);
         meter
@@ -103,7 +108,6 @@ impl Metrics {
                 .f64_gauge("coderelay.processor.pull.rate")
                 .with_description("Records per second a worker allows itself; +Inf when nothing limits")
                 .build(),
-            dedup_entries: meter.u64_gauge("coderelay.dedup.entries").with_description("Ids remembered").build(),
             replay_duration: seconds("coderelay.ledger.replay.duration", "Replaying the ledger of assigned partitions"),
             replay_entries: counter("coderelay.ledger.replay.entries", "Ledger entries replayed"),
             workers,
@@ -181,11 +185,6 @@ impl Metrics {
     /// Records per second a worker allows itself.
     pub fn pull_rate(&self, rate: f64) {
         self.pull_rate.record(rate, &[]);
-    }
-
-    /// The state of the memory.
-    pub fn memory(&self, memory: &Memory) {
-        self.dedup_entries.record(memory.len(), &[]);
     }
 
     /// The ledger of assigned partitions was replayed.
