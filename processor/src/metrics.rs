@@ -26,7 +26,6 @@ pub struct Metrics {
     store_failures: Counter<u64>,
     store_up: Gauge<u64>,
     store_is_up: AtomicBool,
-    dedup_entries: Gauge<u64>,
     replay_duration: Histogram<f64>,
     replay_entries: Counter<u64>,
     workers: Arc<Mutex<HashMap<usize, WorkerState>>>,
@@ -81,6 +80,12 @@ impl Metrics {
                 }
             })
             .build();
+        let held = Arc::clone(memory);
+        meter
+            .u64_observable_gauge("coderelay.dedup.entries")
+            .with_description("Ids remembered")
+            .with_callback(move |observer| observer.observe(held.len(), &[]))
+            .build();
         let evicted = Arc::clone(memory);
         meter
             .u64_observable_counter("coderelay.dedup.evictions")
@@ -117,7 +122,6 @@ impl Metrics {
                 .with_description("1 while the store takes writes")
                 .build(),
             store_is_up: AtomicBool::new(false),
-            dedup_entries: meter.u64_gauge("coderelay.dedup.entries").with_description("Ids remembered").build(),
             replay_duration: seconds("coderelay.ledger.replay.duration", "Replaying the ledger of assigned partitions"),
             replay_entries: counter("coderelay.ledger.replay.entries", "Ledger entries replayed"),
             workers,
@@ -195,11 +199,6 @@ impl Metrics {
     /// Records per second `worker` allows itself; infinite when nothing limits.
     pub fn pull_rate(&self, worker: usize, rate: f64) {
         lock(&self.workers).entry(worker).or_default().pull_rate = rate;
-    }
-
-    /// The state of the memory.
-    pub fn memory(&self, memory: &Memory) {
-        self.dedup_entries.record(memory.len(), &[]);
     }
 
     /// The ledger of assigned partitions was replayed.
