@@ -18,6 +18,7 @@ pub mod ingest;
 pub mod drain;
 
 pub mod figures;
+pub mod limits;
 pub mod machine;
 
 pub mod report;
