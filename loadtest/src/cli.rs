@@ -10,13 +10,16 @@ use coderelay_schemas::topics;
 use serde::Serialize;
 
 use crate::backlog::Backlog;
+use crate::compare::CompareArgs;
 use crate::corpus::{Corpus, CorpusSpec};
 use crate::drain::{self, Watch};
 use crate::figures::{self, Figures};
 use crate::generator::Load;
 use crate::ingest;
-use crate::report::Output;
+use crate::merge::MergeArgs;
+use crate::report::ReportArgs;
 use crate::resources::Watched;
+use crate::tables::Output;
 
 /// Loads a coderelay deployment and measures what it did.
 ///
@@ -39,6 +42,9 @@ enum Command {
     Drain(DrainArgs),
     /// Start a stack of its own and measure the figures that the documentation publishes.
     Figures(Figures),
+    Report(ReportArgs),
+    Compare(CompareArgs),
+    Merge(MergeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +174,19 @@ impl Cli {
                 let report = figures::measure(&args).await?;
                 print(output, &report, || report.markdown())?;
                 report.is_complete() && (!args.enforce || report.meets_targets())
+            }
+            Command::Report(args) => {
+                args.run()?;
+                true
+            }
+            Command::Compare(args) => {
+                let comparison = args.run()?;
+                print(output, &comparison, || comparison.to_string())?;
+                true
+            }
+            Command::Merge(args) => {
+                args.run()?;
+                true
             }
         };
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })

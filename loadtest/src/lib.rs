@@ -20,7 +20,14 @@ pub mod drain;
 pub mod figures;
 pub mod machine;
 
-pub mod report;
 pub mod summary;
+pub mod tables;
+
+pub mod results;
+pub mod report;
+mod noise;
+pub mod compare;
+pub mod threshold;
+pub mod merge;
 
 pub mod cli;
