@@ -1,6 +1,5 @@
 //! What is done to the parts while they work: killed, restarted, paused, slowed down.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -33,15 +32,11 @@ pub async fn inject(faults: &[Fault], own: &Own, started: Instant, timeline: &Ti
 
 async fn inflict(fault: &Fault, own: &Own) -> Result<()> {
     match fault.target {
-        Target::Ingest => act(fault, &running(own.ingest.process())?).await,
-        Target::Processor => act(fault, &running(own.processor.process())?).await,
+        Target::Ingest => act(fault, &*own.ingest.start()?).await,
+        Target::Processor => act(fault, &*own.processor.start()?).await,
         Target::Broker => act(fault, own.stack.broker(0)).await,
         Target::Store => act(fault, own.stack.cql()).await,
     }
-}
-
-fn running(process: Option<Arc<Process>>) -> Result<Arc<Process>> {
-    process.context("it was not started")
 }
 
 async fn act(fault: &Fault, process: &Process) -> Result<()> {

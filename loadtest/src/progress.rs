@@ -11,7 +11,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Tells how far a run is.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     name: String,
     bar: Option<ProgressBar>,
     last: Mutex<Option<Instant>>,
@@ -19,7 +19,7 @@ pub struct Progress {
 
 impl Progress {
     /// Of the run `name`.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner:.cyan} {prefix:.bold} {elapsed:.dim} {msg}");
             let bar = ProgressBar::new_spinner().with_prefix(name.to_owned());
@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// What goes on from now on.
-    pub fn step(&self, what: &str) {
+    pub(crate) fn step(&self, what: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(what.to_owned()),
             None => self.line(what),
@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// How far it is; said now and then.
-    pub fn show(&self, status: impl FnOnce() -> String) {
+    pub(crate) fn show(&self, status: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
             bar.set_message(status());
             return;

@@ -51,10 +51,10 @@ pub struct Scenario {
     #[garde(dive)]
     pub repeats: Option<Repeats>,
     /// A stretch at another rate.
-    #[garde(dive, inner(custom(inside(&self.load))))]
+    #[garde(dive, custom(inside(&self.load)))]
     pub burst: Option<Burst>,
     /// Steps the rate up until the pipeline cannot follow, to find the knee.
-    #[garde(dive, inner(custom(above(&self.load))))]
+    #[garde(dive, custom(above(&self.load)))]
     pub ramp: Option<Ramp>,
     /// What is done to the parts meanwhile. Needs a stack of its own.
     #[garde(dive)]
@@ -372,8 +372,9 @@ fn condition(text: &String, _context: &()) -> garde::Result {
     text.parse::<Condition>().map(|_| ()).map_err(garde::Error::new)
 }
 
-fn inside(load: &Load) -> impl Fn(&Burst, &()) -> garde::Result + '_ {
+fn inside(load: &Load) -> impl Fn(&Option<Burst>, &()) -> garde::Result + '_ {
     move |burst, ()| {
+        let Some(burst) = burst else { return Ok(()) };
         let end = burst.at.get() + burst.duration.get();
         match load.rate {
             Some(_) if end <= load.duration.get() => Ok(()),
@@ -383,10 +384,11 @@ fn inside(load: &Load) -> impl Fn(&Burst, &()) -> garde::Result + '_ {
     }
 }
 
-fn above(load: &Load) -> impl Fn(&Ramp, &()) -> garde::Result + '_ {
-    move |ramp, ()| match load.rate {
-        Some(rate) if ramp.to >= rate => Ok(()),
-        Some(rate) => Err(garde::Error::new(format!("must reach at least load.rate ({rate})"))),
-        None => Err(garde::Error::new("needs load.rate, the first step")),
+fn above(load: &Load) -> impl Fn(&Option<Ramp>, &()) -> garde::Result + '_ {
+    move |ramp, ()| match (ramp, load.rate) {
+        (None, _) => Ok(()),
+        (Some(ramp), Some(rate)) if ramp.to >= rate => Ok(()),
+        (Some(_), Some(rate)) => Err(garde::Error::new(format!("must reach at least load.rate ({rate})"))),
+        (Some(_), None) => Err(garde::Error::new("needs load.rate, the first step")),
     }
 }

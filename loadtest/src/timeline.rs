@@ -238,7 +238,10 @@ pub fn csv(timeline: &summary::Timeline) -> String {
         let _ = write!(text, "{}", sample as f64 * timeline.interval);
         for series in &timeline.series {
             let value = series.values.get(sample).copied().flatten();
-            let _ = value.map_or_else(|| write!(text, ","), |value| write!(text, ",{value:.3}"));
+            text.push(',');
+            if let Some(value) = value {
+                let _ = write!(text, "{value:.3}");
+            }
         }
         text.push('\n');
     }

@@ -5,7 +5,7 @@ use crate::summary::{Summary, Verdict};
 use crate::targets::{markdown, rounded};
 
 /// The built-in scenarios, with what each is for.
-pub fn scenarios() -> String {
+pub(crate) fn scenarios() -> String {
     let mut table = markdown(&["scenario", "what it is for"]);
     for (name, text) in BUILT_IN {
         let description = text.lines().find_map(|line| line.strip_prefix("description = "));
@@ -15,7 +15,7 @@ pub fn scenarios() -> String {
 }
 
 /// What a run found.
-pub fn summary(summary: &Summary) -> String {
+pub(crate) fn summary(summary: &Summary) -> String {
     let mut table = markdown(&["measured", "value"]);
     let mut row = |what: &str, value: String| {
         table.add_row([what.to_owned(), value]);
