@@ -266,6 +266,10 @@ fn processor(summary: &mut Summary, (earlier, later): &(Page, Page), replay: Opt
 
 /// Latencies of each phase, where there are several: `burst.ack.p99_ms`.
 fn phases(summary: &mut Summary, traffic: &Traffic) {
+    let measured = |phase: &&Phase| phase.start >= traffic.plan.measured_from();
+    if traffic.plan.phases().iter().filter(measured).count() < 2 {
+        return;
+    }
     for (number, phase) in traffic.plan.phases().iter().enumerate() {
         for kind in [Kind::Ack, Kind::Topic] {
             let latency = traffic.recorder.phase(kind, number).map(|latency| latency.percentiles());

@@ -112,8 +112,8 @@ fn results(manner: Manner, number: u64, request: &PublishRequest) -> Vec<Publish
 }
 
 fn message(status: &Status) -> tonic_types::pb::Status {
-    prost::Message::decode(status.details())
-        .unwrap_or_else(|_| tonic_types::pb::Status { code: status.code() as i32, ..Default::default() })
+    let details: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
+    tonic_types::pb::Status { code: status.code() as i32, ..details }
 }
 
 fn serve(manner: Manner) -> SocketAddr {
