@@ -19,6 +19,7 @@ pub mod drain;
 
 pub mod figures;
 pub mod limits;
+pub mod sizes;
 pub mod machine;
 
 pub mod report;
