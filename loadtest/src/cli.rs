@@ -98,7 +98,8 @@ impl Shape {
     /// The corpus of this shape.
     pub(crate) fn corpus(&self, seed: u64) -> Result<Arc<Corpus>> {
         let burst = self.burst.unwrap_or(self.per_request);
-        let spec = CorpusSpec { seed, size: self.size, repositories: self.repositories, burst };
+        let spec =
+            CorpusSpec { seed, size: self.size, repositories: self.repositories, burst, ..CorpusSpec::default() };
         Ok(Arc::new(Corpus::new(spec)?))
     }
 

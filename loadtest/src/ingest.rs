@@ -57,7 +57,7 @@ pub async fn measure(corpus: Arc<Corpus>, load: &Load, warm_up: u64, watched: &[
     let processes = meter.stop(tally.acknowledged)?;
     let seconds = tally.elapsed.as_secs_f64();
     Ok(IngestReport {
-        corpus: corpus.spec(),
+        corpus: corpus.spec().clone(),
         packets: load.packets,
         acknowledged: tally.acknowledged,
         errors: tally.errors,

@@ -6,6 +6,10 @@ pub mod corpus;
 
 pub mod generator;
 
+pub mod audit;
+pub mod reader;
+pub mod table;
+
 pub mod latency;
 
 pub mod backlog;

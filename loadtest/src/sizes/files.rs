@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use coderelay_schemas::limits::PacketLimits;
-use walkdir::WalkDir;
+
+use crate::corpus::files::paths;
 
 /// Languages by the ends of file names.
 const LANGUAGES: [(&str, &[&str]); 9] = [
@@ -75,35 +75,6 @@ fn read(folder: &Path, path: &Path, language: &'static str) -> Option<File> {
         language,
         text,
     })
-}
-
-/// Paths below `folder`, sorted: what git tracks there, or all.
-fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = match tracked(folder) {
-        Some(paths) => paths,
-        None => walked(folder)?,
-    };
-    paths.sort();
-    Ok(paths)
-}
-
-/// `None` without git, outside a checkout, and in a folder that git knows nothing of.
-fn tracked(folder: &Path) -> Option<Vec<PathBuf>> {
-    let listed = Command::new("git").arg("-C").arg(folder).args(["ls-files", "-z"]).output().ok()?;
-    let names = String::from_utf8(listed.stdout).ok()?;
-    let paths: Vec<_> = names.split_terminator('\0').map(PathBuf::from).collect();
-    (listed.status.success() && !paths.is_empty()).then_some(paths)
-}
-
-fn walked(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in WalkDir::new(folder) {
-        let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
-        if entry.file_type().is_file() {
-            paths.push(entry.path().strip_prefix(folder)?.to_owned());
-        }
-    }
-    Ok(paths)
 }
 
 #[cfg(test)]
