@@ -22,6 +22,7 @@ use crate::report::{self, ReportArgs};
 use crate::results::Results;
 use crate::run::Run;
 use crate::scenario::{self, Scenario};
+use crate::sizes::SizesArgs;
 use crate::summary::{Summary, Verdict};
 use crate::{targets, view};
 
@@ -65,6 +66,7 @@ enum Command {
     Scenarios(Scenarios),
     Bench(BenchArgs),
     Limits(LimitsArgs),
+    Sizes(SizesArgs),
     Report(ReportArgs),
     Compare(CompareArgs),
     Merge(MergeArgs),
@@ -174,6 +176,11 @@ impl Cli {
             Command::Limits(args) => {
                 let summary = args.run().await?;
                 print(output, &summary, || limits::markdown(&summary))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Sizes(args) => {
+                let sizes = args.run()?;
+                print(output, &sizes, || sizes.markdown())?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Report(args) => args.run().map(|()| ExitCode::SUCCESS),

@@ -45,8 +45,11 @@ pub(super) fn bodies(folder: &Path) -> Result<Vec<Body>> {
     Ok(bodies)
 }
 
-/// Paths below `folder`, sorted.
-fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Paths below `folder`, sorted: what git tracks there where it is in a checkout, otherwise all regular files.
+///
+/// # Errors
+/// When it is no folder or cannot be listed.
+pub(crate) fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
     ensure!(folder.is_dir(), "files: {} is no folder", folder.display());
     let mut paths = match tracked(folder) {
         Some(paths) => paths,

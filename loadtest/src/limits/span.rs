@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
@@ -41,6 +41,20 @@ impl Work {
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
+
+    fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Waits until more than `done` is done.
+    async fn past(&self, done: u64) -> Result<()> {
+        let begun = Instant::now();
+        while self.done() <= done {
+            ensure!(begun.elapsed() < PATIENCE, "nothing was done within {PATIENCE:?}");
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
 }
 
 impl Span {
@@ -65,16 +79,12 @@ impl Span {
     }
 
     async fn observe(self, name: &'static str, work: &Work) -> Result<Limit> {
-        let begun = Instant::now();
         sleep(self.warm_up).await;
-        while work.done.load(Ordering::Relaxed) == 0 && work.goes_on() {
-            if begun.elapsed() > PATIENCE {
-                bail!("nothing was done within {PATIENCE:?}");
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
+        work.past(0).await?;
         let from = Reading::take(work)?;
         sleep(self.measured).await;
+        // What is done in batches larger than the time is measured for longer.
+        work.past(from.done).await?;
         Ok(from.until(&Reading::take(work)?, name))
     }
 }
@@ -89,7 +99,7 @@ struct Reading {
 impl Reading {
     fn take(work: &Work) -> Result<Self> {
         let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into();
-        Ok(Self { at: Instant::now(), cpu, done: work.done.load(Ordering::Relaxed) })
+        Ok(Self { at: Instant::now(), cpu, done: work.done() })
     }
 
     fn until(&self, later: &Self, name: &'static str) -> Limit {
@@ -136,12 +146,9 @@ mod tests {
     #[tokio::test]
     async fn failed_work_ends_the_measurement_and_its_siblings() {
         let work = |work: Work| async move {
-            let sibling = tokio::task::spawn_blocking({
-                let work = work.clone();
-                move || while work.goes_on() {}
-            });
-            let _ = sibling;
-            bail!("no broker")
+            let sibling = work.clone();
+            tokio::task::spawn_blocking(move || while sibling.goes_on() {});
+            anyhow::bail!("no broker")
         };
         let error = SHORT.measure("x", work).await.unwrap_err();
         assert_eq!(error.to_string(), "no broker");

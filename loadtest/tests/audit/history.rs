@@ -1,7 +1,7 @@
 //! Histories made up at random: streams that send, answers, and what topic and table hold in the end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use coderelay_schemas::pb::CodePacket;
 use loadtest::audit::{Audit, Place};
@@ -13,6 +13,8 @@ use proptest::sample::Index;
 use super::{committed, corpus, counts, detail, findings};
 
 const STREAMS: u16 = 3;
+static CORPUS: LazyLock<Arc<Corpus>> = LazyLock::new(|| Arc::new(corpus(1)));
+static OTHER: LazyLock<Corpus> = LazyLock::new(|| corpus(2));
 
 /// What happens to one packet.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,7 +29,6 @@ enum Fate {
 
 #[derive(Clone, Debug)]
 struct Plan {
-    seed: u64,
     /// Packets in the order they are sent in: number, stream and fate.
     packets: Vec<(u64, u16, Fate)>,
     /// Whose record comes next, of those that still have one.
@@ -48,12 +49,8 @@ fn plans() -> impl Strategy<Value = Plan> {
         (0..).zip(packets).map(|(n, (stream, fate))| (n, stream, fate)).collect::<Vec<(u64, u16, Fate)>>()
     });
     let indices = || prop::collection::vec(any::<Index>(), 120);
-    (any::<u64>(), numbered.prop_shuffle(), indices(), indices()).prop_map(|(seed, packets, merge, places)| Plan {
-        seed,
-        packets,
-        merge,
-        places,
-    })
+    let plan = (numbered.prop_shuffle(), indices(), indices());
+    plan.prop_map(|(packets, merge, places)| Plan { packets, merge, places })
 }
 
 /// What topic and table hold in the end.
@@ -68,7 +65,7 @@ impl Plan {
     }
 
     /// What a pipeline without fault makes of it: streams come out interleaved at will, each in order; repeats anywhere.
-    fn outcome(&self, corpus: &Corpus) -> Outcome {
+    fn outcome(&self) -> Outcome {
         let mut streams: Vec<Vec<u64>> = vec![Vec::new(); STREAMS.into()];
         for (n, stream, fate) in self.packets.iter().rev() {
             if matches!(fate, Fate::Acknowledged | Fate::Unanswered) {
@@ -79,13 +76,14 @@ impl Plan {
         for next in &self.merge {
             streams.retain(|stream| !stream.is_empty());
             if !streams.is_empty() {
-                order.extend(streams[next.index(streams.len())].pop());
+                let at = next.index(streams.len());
+                order.extend(streams[at].pop());
             }
         }
         for (n, place) in self.of(Fate::Repeated).into_iter().zip(&self.places) {
             order.insert(place.index(order.len() + 1), n);
         }
-        let topic: Vec<_> = order.iter().map(|n| corpus.packet(*n)).collect();
+        let topic: Vec<_> = order.iter().map(|n| CORPUS.packet(*n)).collect();
         let mut rows: Vec<CodePacket> = Vec::new();
         for (packet, place) in topic.iter().zip(&self.places) {
             rows.insert(place.index(rows.len() + 1), packet.clone());
@@ -94,15 +92,15 @@ impl Plan {
     }
 
     /// Two packets one after the other in the same stream, repository and promise of order.
-    fn neighbours(&self, corpus: &Corpus) -> Option<(u64, u64)> {
+    fn neighbours(&self) -> Option<(u64, u64)> {
         let mut last = BTreeMap::new();
         let ordered = self.packets.iter().filter(|(_, _, fate)| matches!(fate, Fate::Acknowledged | Fate::Unanswered));
-        ordered.filter_map(|(n, stream, _)| Some((last.insert((*stream, corpus.repo_id(*n)), *n)?, *n))).last()
+        ordered.filter_map(|(n, stream, _)| Some((last.insert((*stream, CORPUS.repo_id(*n)), *n)?, *n))).last()
     }
 
-    fn audit(&self, corpus: &Arc<Corpus>, outcome: &Outcome) -> summary::Audit {
+    fn audit(&self, outcome: &Outcome) -> summary::Audit {
         // One packet more than is sent.
-        let audit = Audit::new(Arc::clone(corpus), self.packets.len() as u64 + 1).exclusive();
+        let audit = Audit::new(Arc::clone(&CORPUS), self.packets.len() as u64 + 1).exclusive();
         for (n, stream, fate) in &self.packets {
             audit.sent(*n, *stream);
             if *fate == Fate::Repeated {
@@ -128,12 +126,12 @@ impl Plan {
     }
 }
 
-fn id(corpus: &Corpus, n: u64) -> String {
-    hex::encode(corpus.packet_id(n))
+fn id(n: u64) -> String {
+    hex::encode(CORPUS.packet_id(n))
 }
 
-fn position(packets: &[CodePacket], corpus: &Corpus, n: u64) -> usize {
-    packets.iter().position(|packet| packet.packet_id == corpus.packet_id(n)[..]).unwrap()
+fn position(packets: &[CodePacket], n: u64) -> usize {
+    packets.iter().position(|packet| packet.packet_id == CORPUS.packet_id(n)[..]).unwrap()
 }
 
 proptest! {
@@ -141,8 +139,7 @@ proptest! {
 
     #[test]
     fn a_clean_history_is_clean_whatever_the_interleaving(plan in plans()) {
-        let corpus = Arc::new(corpus(plan.seed));
-        let audit = plan.audit(&corpus, &plan.outcome(&corpus));
+        let audit = plan.audit(&plan.outcome());
         prop_assert!(audit.is_clean() && audit.findings.is_empty(), "{audit:#?}");
         let acknowledged = plan.of(Fate::Acknowledged).len() + plan.of(Fate::Repeated).len();
         prop_assert_eq!(audit.acknowledged, acknowledged as u64);
@@ -155,17 +152,16 @@ proptest! {
         prop_assume!(from_topic || from_table);
         let acknowledged = [plan.of(Fate::Acknowledged), plan.of(Fate::Repeated)].concat();
         prop_assume!(!acknowledged.is_empty());
-        let corpus = Arc::new(corpus(plan.seed));
-        let (mut outcome, lost) = (plan.outcome(&corpus), acknowledged[which.index(acknowledged.len())]);
+        let (mut outcome, lost) = (plan.outcome(), acknowledged[which.index(acknowledged.len())]);
         if from_topic {
-            outcome.topic.remove(position(&outcome.topic, &corpus, lost));
+            outcome.topic.remove(position(&outcome.topic, lost));
         }
         if from_table {
-            outcome.rows.remove(position(&outcome.rows, &corpus, lost));
+            outcome.rows.remove(position(&outcome.rows, lost));
         }
-        let audit = plan.audit(&corpus, &outcome);
-        let id = id(&corpus, lost);
-        prop_assert_eq!(findings(&audit), [("lost", id.as_str())]);
+        let audit = plan.audit(&outcome);
+        let id = id(lost);
+        prop_assert_eq!(findings(&audit), [("lost", id.clone())]);
         prop_assert_eq!(audit.lost, 1);
         let detail = detail(&audit, "lost", &id);
         prop_assert!(detail.starts_with("acknowledged at code.packets.v1-"), "{}", detail);
@@ -175,23 +171,21 @@ proptest! {
 
     #[test]
     fn a_doubled_packet_is_found(plan in plans(), which: Index, place: Index, in_topic: bool) {
-        let corpus = Arc::new(corpus(plan.seed));
-        let mut outcome = plan.outcome(&corpus);
+        let mut outcome = plan.outcome();
         prop_assume!(!outcome.topic.is_empty());
         let packets = if in_topic { &mut outcome.topic } else { &mut outcome.rows };
         let doubled = packets[which.index(packets.len())].clone();
         // Behind the first: in front of it, the order would be another.
         let first = packets.iter().position(|packet| *packet == doubled).unwrap();
         packets.insert(first + 1 + place.index(packets.len() - first), doubled.clone());
-        let audit = plan.audit(&corpus, &outcome);
-        prop_assert_eq!(findings(&audit), [("duplicated", hex::encode(&doubled.packet_id).as_str())]);
+        let audit = plan.audit(&outcome);
+        prop_assert_eq!(findings(&audit), [("duplicated", hex::encode(&doubled.packet_id))]);
         prop_assert_eq!(audit.duplicated, 1);
     }
 
     #[test]
     fn an_altered_packet_is_found(plan in plans(), which: Index, byte: Index, field in 0..6, in_topic: bool) {
-        let corpus = Arc::new(corpus(plan.seed));
-        let mut outcome = plan.outcome(&corpus);
+        let mut outcome = plan.outcome();
         prop_assume!(!outcome.topic.is_empty());
         let packets = if in_topic { &mut outcome.topic } else { &mut outcome.rows };
         let at = which.index(packets.len());
@@ -209,7 +203,7 @@ proptest! {
             _ => packet.created_at.as_mut().unwrap().nanos += 1_000_000,
         }
         let id = hex::encode(&packet.packet_id);
-        let audit = plan.audit(&corpus, &outcome);
+        let audit = plan.audit(&outcome);
         prop_assert!(audit.altered == 1 && audit.lost == 0 && audit.unsent == 0, "{:?}", counts(&audit));
         let place = if in_topic { "in the topic at" } else { "in CQL" };
         prop_assert!(detail(&audit, "altered", &id).contains(place), "{:#?}", audit);
@@ -217,40 +211,38 @@ proptest! {
 
     #[test]
     fn a_swapped_packet_is_found(plan in plans()) {
-        let corpus = Arc::new(corpus(plan.seed));
-        let (mut outcome, pair) = (plan.outcome(&corpus), plan.neighbours(&corpus));
+        let (mut outcome, pair) = (plan.outcome(), plan.neighbours());
         prop_assume!(pair.is_some());
         let (earlier, later) = pair.unwrap();
-        let (a, b) = (position(&outcome.topic, &corpus, earlier), position(&outcome.topic, &corpus, later));
+        let (a, b) = (position(&outcome.topic, earlier), position(&outcome.topic, later));
         outcome.topic.swap(a, b);
-        let audit = plan.audit(&corpus, &outcome);
-        let (id, overtaker) = (id(&corpus, earlier), id(&corpus, later));
-        prop_assert_eq!(findings(&audit), [("reordered", id.as_str())]);
+        let audit = plan.audit(&outcome);
+        let (id, overtaker) = (id(earlier), id(later));
+        prop_assert_eq!(findings(&audit), [("reordered", id.clone())]);
         prop_assert_eq!(audit.reordered, 1);
         prop_assert!(detail(&audit, "reordered", &id).contains(&overtaker));
     }
 
     #[test]
     fn an_unsent_packet_is_found(plan in plans(), place: Index, kind in 0..3, in_topic: bool) {
-        let corpus = Arc::new(corpus(plan.seed));
-        let mut outcome = plan.outcome(&corpus);
+        let mut outcome = plan.outcome();
         let unsent = match kind {
-            0 => corpus.packet(plan.packets.len() as u64),
-            1 => corpus.packet(plan.packets.len() as u64 + 7),
-            _ => super::corpus(plan.seed ^ 1).packet(0),
+            0 => CORPUS.packet(plan.packets.len() as u64),
+            1 => CORPUS.packet(plan.packets.len() as u64 + 7),
+            _ => OTHER.packet(0),
         };
         let packets = if in_topic { &mut outcome.topic } else { &mut outcome.rows };
         packets.insert(place.index(packets.len() + 1), unsent.clone());
-        let audit = plan.audit(&corpus, &outcome);
-        prop_assert_eq!(findings(&audit), [("unsent", hex::encode(&unsent.packet_id).as_str())]);
+        let audit = plan.audit(&outcome);
+        prop_assert_eq!(findings(&audit), [("unsent", hex::encode(&unsent.packet_id))]);
         prop_assert_eq!(audit.unsent, 1);
     }
 }
 
 #[test]
 fn on_a_shared_deployment_packets_of_others_do_not_count() {
-    let (ours, others) = (Arc::new(corpus(1)), corpus(2).packet(0));
-    let audit = Audit::new(ours, 1);
+    let others = OTHER.packet(0);
+    let audit = Audit::new(Arc::clone(&CORPUS), 1);
     let place = Place { partition: 0, offset: 0 };
     assert_eq!(audit.published(Some(others.repo_id.as_bytes()), &Found::from(&others), place), None);
     audit.stored(&Found::from(&others));
@@ -259,8 +251,7 @@ fn on_a_shared_deployment_packets_of_others_do_not_count() {
 
 #[test]
 fn a_record_under_another_key_is_altered() {
-    let corpus = Arc::new(corpus(1));
-    let (audit, packet) = (Audit::new(Arc::clone(&corpus), 1).without_table(), corpus.packet(0));
+    let (audit, packet) = (Audit::new(Arc::clone(&CORPUS), 1).without_table(), CORPUS.packet(0));
     audit.sent(0, 0);
     audit.acknowledged(0, &committed(0, 0));
     assert_eq!(audit.published(Some(b"other"), &Found::from(&packet), Place { partition: 0, offset: 0 }), Some(0));
@@ -269,11 +260,10 @@ fn a_record_under_another_key_is_altered() {
 
 #[test]
 fn only_the_first_record_of_a_sent_packet_is_told() {
-    let corpus = Arc::new(corpus(1));
-    let audit = Audit::new(Arc::clone(&corpus), 2);
+    let audit = Audit::new(Arc::clone(&CORPUS), 2);
     audit.sent(0, 0);
     let publish = |n: u64, offset| {
-        let packet = corpus.packet(n);
+        let packet = CORPUS.packet(n);
         audit.published(Some(packet.repo_id.as_bytes()), &Found::from(&packet), Place { partition: 0, offset })
     };
     assert_eq!([publish(0, 0), publish(0, 1), publish(1, 2)], [Some(0), None, None]);

@@ -24,8 +24,8 @@ fn counts(audit: &Audit) -> [u64; 6] {
 }
 
 /// Kind and id of every finding.
-fn findings(audit: &Audit) -> Vec<(&str, &str)> {
-    audit.findings.iter().map(|finding| (finding.kind.as_str(), finding.packet_id.as_str())).collect()
+fn findings(audit: &Audit) -> Vec<(&str, String)> {
+    audit.findings.iter().map(|finding| (finding.kind.as_str(), finding.packet_id.clone())).collect()
 }
 
 fn detail<'a>(audit: &'a Audit, kind: &str, packet_id: &str) -> &'a str {
