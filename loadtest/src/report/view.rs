@@ -141,7 +141,7 @@ fn cards(summary: &Summary) -> Vec<Card> {
         card("CPU-s per 100,000", format::number(cpu), note.join(" · "), "");
     }
     if let Some(audit) = &summary.audit {
-        let note = format!("{} acknowledged packets looked for", format::thousands(audit.acknowledged as f64));
+        let note = format!("of {} acknowledged", format::thousands(audit.acknowledged as f64));
         card("audit", amiss(audit), note, if audit.is_clean() { "words good" } else { "words bad" });
     }
     if summary.packets.sent > 0 {
@@ -230,6 +230,7 @@ fn latency_over_time(results: &Results) -> Chart {
     let summary = &results.summary;
     let mut chart = over_time(summary, "latency", "Latency");
     chart.axes = Axes::LatencyOverTime;
+    "ms".clone_into(&mut chart.unit);
     if results.latencies.is_empty() {
         return chart;
     }
