@@ -232,6 +232,7 @@ fn conditions(a: &Summary, b: &Summary) -> BTreeMap<String, [String; 2]> {
         let Summary { origin, versions, configuration, .. } = summary;
         let mut all = BTreeMap::new();
         let origin = serde_json::json!({ "cpu": origin.cpu, "cores": origin.cores, "kernel": origin.kernel, "commit": origin.commit });
+        flatten("scenario", &summary.scenario.as_str().into(), &mut all);
         flatten("machine", &origin, &mut all);
         flatten("versions", &serde_json::json!(versions), &mut all);
         flatten("configuration", configuration, &mut all);
