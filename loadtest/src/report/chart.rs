@@ -156,7 +156,7 @@ impl Chart {
         };
         let percentiles = self.axes == Axes::Percentiles;
         let mut mesh = chart.configure_mesh();
-        mesh.x_labels(if percentiles { to.ceil() as usize + 1 } else { width as usize / 80 })
+        mesh.x_labels(if percentiles { to.ceil() as usize + 1 } else { width as usize / 64 })
             .y_labels(5)
             .x_label_formatter(&x_label)
             .y_label_formatter(&y_label)
