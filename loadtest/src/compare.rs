@@ -221,7 +221,8 @@ fn sampled(figure: String, a: &[f64], b: &[f64], better: Better) -> Option<Diffe
 }
 
 fn single(figure: String, a: f64, b: f64) -> Difference {
-    let change = if a == b { Some(0.0) } else { Some((b - a) / a).filter(|change| change.is_finite()) };
+    let change = if a.total_cmp(&b).is_eq() { 0.0 } else { (b - a) / a };
+    let change = Some(change).filter(|change| change.is_finite());
     Difference { figure, a, b, change, p: None, judgement: Judgement::SingleSample }
 }
 
@@ -231,6 +232,7 @@ fn conditions(a: &Summary, b: &Summary) -> BTreeMap<String, [String; 2]> {
         let Summary { origin, versions, configuration, .. } = summary;
         let mut all = BTreeMap::new();
         let origin = serde_json::json!({ "cpu": origin.cpu, "cores": origin.cores, "kernel": origin.kernel, "commit": origin.commit });
+        flatten("scenario", &summary.scenario.as_str().into(), &mut all);
         flatten("machine", &origin, &mut all);
         flatten("versions", &serde_json::json!(versions), &mut all);
         flatten("configuration", configuration, &mut all);
@@ -243,12 +245,15 @@ fn conditions(a: &Summary, b: &Summary) -> BTreeMap<String, [String; 2]> {
 }
 
 fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, into)),
-        Value::Null => {}
-        Value::String(text) => drop(into.insert(name.to_owned(), text.clone())),
-        other => drop(into.insert(name.to_owned(), other.to_string())),
-    }
+    let text = match value {
+        Value::Object(fields) => {
+            return fields.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, into));
+        }
+        Value::Null => return,
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    into.insert(name.to_owned(), text);
 }
 
 impl fmt::Display for Judgement {

@@ -235,7 +235,7 @@ fn notes(summaries: &[&Summary]) -> Vec<String> {
 fn packets(summaries: &[&Summary]) -> Packets {
     let sum = |count: fn(&Packets) -> u64| summaries.iter().map(|summary| count(&summary.packets)).sum::<u64>();
     let sent = sum(|packets| packets.sent);
-    let mean = |total: u64| if sent == 0 { 0 } else { total / sent };
+    let mean = |total: u64| total.checked_div(sent).unwrap_or_default();
     Packets {
         planned: sum(|packets| packets.planned),
         sent,
@@ -331,7 +331,7 @@ fn figures(summaries: &[&Summary]) -> BTreeMap<String, f64> {
             summaries.iter().map(|summary| summary.figures.get(name).copied()).collect::<Option<_>>()?;
         let longest = values.iter().copied().fold(f64::MIN, f64::max);
         let time = name.ends_with("_ms") || name.ends_with("_s");
-        (time || values.iter().all(|value| *value == longest)).then(|| (name.clone(), longest))
+        (time || values.iter().all(|value| value.total_cmp(&longest).is_eq())).then(|| (name.clone(), longest))
     };
     summaries[0].figures.keys().filter_map(merged).collect()
 }

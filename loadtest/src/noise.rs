@@ -47,9 +47,9 @@ fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
         a.iter().map(|value| (*value, true)).chain(b.iter().map(|value| (*value, false))).collect();
     pooled.sort_by(|x, y| x.0.total_cmp(&y.0));
     let (mut rank, mut ranks_of_a, mut ties) = (0.0, 0.0, 0.0);
-    for equal in pooled.chunk_by(|x, y| x.0 == y.0) {
+    for equal in pooled.chunk_by(|x, y| x.0.total_cmp(&y.0).is_eq()) {
         let count = equal.len() as f64;
-        ranks_of_a += equal.iter().filter(|(_, of_a)| *of_a).count() as f64 * (rank + (count + 1.0) / 2.0);
+        ranks_of_a += equal.iter().filter(|(_, of_a)| *of_a).count() as f64 * (rank + f64::midpoint(count, 1.0));
         ties += count.powi(3) - count;
         rank += count;
     }

@@ -99,7 +99,7 @@ impl Results {
         write_file(&folder.join(SUMMARY), &json)?;
         for (name, intervals) in &self.latencies {
             let log = interval_log(name, SystemTime::UNIX_EPOCH + seconds(began), intervals)?;
-            write_file(&folder.join(name).with_extension("hlog"), &log)?;
+            write_file(&folder.join(format!("{name}.hlog")), &log)?;
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ fn read_log(path: &Path, began: Option<f64>) -> Result<Vec<(String, Interval)>> 
                 let histogram = Deserializer::new()
                     .deserialize(&mut &bytes[..])
                     .map_err(|error| anyhow!("an interval holds no histogram: {error}"))?;
-                let start = ((base + at - zero) * 1e3).round() / 1e3;
+                let start = ((base + at - zero) * 1e3).round().max(0.0) / 1e3;
                 intervals
                     .push((name.into_owned(), Interval { start, seconds: entry.duration().as_secs_f64(), histogram }));
             }

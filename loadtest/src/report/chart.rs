@@ -129,7 +129,7 @@ impl Chart {
             |pixel: i32, whole: u32| f64::from((f64::from(pixel) / f64::from(whole) * 1e4).round() as u32) / 1e4;
         let ((left, right), (top, bottom)) = plot;
         let plot = [share(left, size.0), share(top, size.1), share(right, size.0), share(bottom, size.1)];
-        Ok(Picture { svg: themed(svg, size, &self.title), plot })
+        Ok(Picture { svg: themed(&svg, size, &self.title), plot })
     }
 
     fn plot<Y>(&self, area: &DrawingArea<SVGBackend, plotters::coord::Shift>, y: Y, width: u32) -> Result<Pixels>
@@ -156,7 +156,7 @@ impl Chart {
         };
         let percentiles = self.axes == Axes::Percentiles;
         let mut mesh = chart.configure_mesh();
-        mesh.x_labels(if percentiles { to.ceil() as usize + 1 } else { width as usize / 80 })
+        mesh.x_labels(if percentiles { to.ceil() as usize + 1 } else { width as usize / 64 })
             .y_labels(5)
             .x_label_formatter(&x_label)
             .y_label_formatter(&y_label)
@@ -227,7 +227,7 @@ fn nines(nines: f64) -> String {
 }
 
 /// Replaces the stand-in colours by the page's, and the fixed size by the drawing's shape.
-fn themed(svg: String, (width, height): (u32, u32), title: &str) -> String {
+fn themed(svg: &str, (width, height): (u32, u32), title: &str) -> String {
     let fixed = format!(r#"width="{width}" height="{height}" viewBox"#);
     let label = format!(r#"role="img" aria-label="{}" viewBox"#, title.replace(['<', '>', '&', '"'], " "));
     let mut svg = svg.replacen(&fixed, &label, 1).replace(r#" opacity="1""#, "").replace('\n', "");

@@ -2,6 +2,9 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 
 use super::chart::{Axes, COLOURS, Chart, Drawn, Line};
 use super::format;
@@ -39,6 +42,7 @@ pub(crate) struct Run<'a> {
     id: String,
     summary: &'a Summary,
     verdict: &'static str,
+    started: String,
     cards: Vec<Card>,
     /// The rate that stands for the run: the first.
     rate: Option<&'a Rate>,
@@ -91,6 +95,7 @@ impl<'a> Run<'a> {
             id: format!("run-{number}"),
             summary,
             verdict: verdict(summary),
+            started: started(&summary.started),
             cards: cards(summary),
             rate: summary.rates.first(),
             own_cpu: own_cpu(summary),
@@ -117,12 +122,22 @@ fn verdict(summary: &Summary) -> &'static str {
     }
 }
 
+/// A moment for people: to the second.
+fn started(started: &str) -> String {
+    let moment = OffsetDateTime::parse(started, &Rfc3339).ok();
+    let text = moment.and_then(|moment| {
+        moment.format(format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC")).ok()
+    });
+    text.unwrap_or_else(|| started.to_owned())
+}
+
 fn cards(summary: &Summary) -> Vec<Card> {
     let mut cards = Vec::new();
     let mut card = |label: &str, value: String, note: String, state| {
         cards.push(Card { label: label.to_owned(), value, note, state });
     };
-    if let Some(rate) = summary.rates.first() {
+    // Without a packet sent the rates are of equal weight.
+    if let Some(rate) = summary.rates.first().filter(|_| summary.packets.sent > 0) {
         let note = match (rate.ratio, &rate.limit) {
             (Some(ratio), Some(limit)) => format!("{} of the {limit} limit", format::percent(ratio)),
             _ => String::new(),
@@ -141,7 +156,7 @@ fn cards(summary: &Summary) -> Vec<Card> {
         card("CPU-s per 100,000", format::number(cpu), note.join(" · "), "");
     }
     if let Some(audit) = &summary.audit {
-        let note = format!("{} acknowledged packets looked for", format::thousands(audit.acknowledged as f64));
+        let note = format!("of {} acknowledged", format::thousands(audit.acknowledged as f64));
         card("audit", amiss(audit), note, if audit.is_clean() { "words good" } else { "words bad" });
     }
     if summary.packets.sent > 0 {
@@ -230,6 +245,7 @@ fn latency_over_time(results: &Results) -> Chart {
     let summary = &results.summary;
     let mut chart = over_time(summary, "latency", "Latency");
     chart.axes = Axes::LatencyOverTime;
+    "ms".clone_into(&mut chart.unit);
     if results.latencies.is_empty() {
         return chart;
     }

@@ -1,5 +1,4 @@
 //! Made-up results that look like real ones: noise, a burst, an outage of the store, refusals, findings.
-#![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
 
@@ -14,27 +13,27 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 /// What a sample run is like.
-pub struct Sample {
-    pub scenario: &'static str,
-    pub seconds: usize,
-    pub seed: u64,
+pub(crate) struct Sample {
+    pub(crate) scenario: &'static str,
+    pub(crate) seconds: usize,
+    pub(crate) seed: u64,
     /// Multiplies every latency.
-    pub slower: f64,
+    pub(crate) slower: f64,
     /// From 20 s to 30 s ten times the rate; from 50 s to 58 s the store is away.
-    pub eventful: bool,
+    pub(crate) eventful: bool,
 }
 
 impl Sample {
-    pub fn steady(seed: u64) -> Self {
+    pub(crate) fn steady(seed: u64) -> Self {
         Self { scenario: "steady", seconds: 60, seed, slower: 1.0, eventful: false }
     }
 
-    pub fn burst(seed: u64) -> Self {
+    pub(crate) fn burst(seed: u64) -> Self {
         Self { scenario: "burst", seconds: 90, seed, slower: 1.0, eventful: true }
     }
 
     /// Makes the results.
-    pub fn results(&self) -> Results {
+    pub(crate) fn results(&self) -> Results {
         let mut noise = StdRng::seed_from_u64(self.seed);
         let mut latencies: BTreeMap<String, Vec<Interval>> = BTreeMap::new();
         let mut curves: BTreeMap<(&str, &str, &str), Vec<Option<f64>>> = BTreeMap::new();
@@ -129,7 +128,7 @@ impl Sample {
             packet_id: "9f86d081884c7d659a2feaa0c55ad015".to_owned(),
             detail: detail.to_owned(),
         };
-        let found = if self.eventful { 1 } else { 0 };
+        let found = u64::from(self.eventful);
         let findings = [
             finding("lost", "acknowledged as code.packets.v1 3@81204, in the topic, not in CQL"),
             finding("reordered", "code.packets.deduped.v1 5@40211 behind 5@40213 of stream 7, repository <acme/api>"),
@@ -137,22 +136,14 @@ impl Sample {
         Summary {
             schema: SCHEMA,
             scenario: self.scenario.to_owned(),
-            description: match self.eventful {
-                true => "8,000 packets a second, 80,000 for ten seconds, and back; the store goes away once.",
-                false => "8,000 packets a second for a minute, end to end.",
-            }
-            .to_owned(),
+            description: if self.eventful {
+                "8,000 packets a second, 80,000 for ten seconds, and back; the store goes away once.".to_owned()
+            } else {
+                "8,000 packets a second for a minute, end to end.".to_owned()
+            },
             started: "2026-11-24T15:00:00Z".to_owned(),
             seconds,
-            origin: Origin {
-                cpu: "Intel(R) Xeon(R) Processor @ 2.60GHz".to_owned(),
-                cores: 2,
-                memory_bytes: 25_200_000_000,
-                kernel: "6.1.155".to_owned(),
-                date: "2026-11-24".to_owned(),
-                commit: "ac22a7a1f00d".to_owned(),
-                command: format!("loadtest run {}", self.scenario),
-            },
+            origin: origin(self.scenario),
             versions: [("ingest", "0.1.0"), ("processor", "0.1.0"), ("kafka", "4.3.1"), ("cql", "Cassandra 5.0.6")]
                 .map(|(part, version)| (part.to_owned(), version.to_owned()))
                 .into(),
@@ -216,9 +207,21 @@ impl Sample {
 }
 
 /// What `loadtest limits` leaves: rates and nothing else.
-pub fn limits() -> Results {
+pub(crate) fn limits() -> Results {
     let rates = [("produce", 331_000.0), ("consume", 690_000.0), ("cql_batch", 52_000.0), ("blake3", 1_800_000.0)]
         .map(|(name, per_second)| Rate { name: name.to_owned(), per_second, ..Rate::default() });
     let summary = Summary { schema: SCHEMA, scenario: "limits".to_owned(), rates: rates.into(), ..Summary::default() };
     Results { name: "limits".to_owned(), summary, latencies: BTreeMap::new() }
+}
+
+fn origin(scenario: &str) -> Origin {
+    Origin {
+        cpu: "Intel(R) Xeon(R) Processor @ 2.60GHz".to_owned(),
+        cores: 2,
+        memory_bytes: 25_200_000_000,
+        kernel: "6.1.155".to_owned(),
+        date: "2026-11-24".to_owned(),
+        commit: "ac22a7a1f00d".to_owned(),
+        command: format!("loadtest run {scenario}"),
+    }
 }
