@@ -184,7 +184,8 @@ impl ProducerContext for Reports {
     }
 }
 
-fn settings(config: &IngestConfig) -> ClientConfig {
+/// The properties of the Kafka client. Also what `loadtest limits` measures a plain producer with.
+pub fn settings(config: &IngestConfig) -> ClientConfig {
     let mut client = client_config(&config.kafka);
     let queue_kib = config.admission.bytes.get() / 1024 * 2 + QUEUE_SLACK_KIB;
     let compression = match config.producer.compression {

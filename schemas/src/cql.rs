@@ -48,6 +48,12 @@ pub fn scan_ids(keyspace: &str) -> String {
     statement(include_str!("../cql/scan_ids.cql"), keyspace)
 }
 
+/// Reads the packets of one token range in full, for audits. Binds the token before the range and the last one of it; yields
+/// `repo_id, day, packet_id, content, metadata, created_at`.
+pub fn scan_rows(keyspace: &str) -> String {
+    statement(include_str!("../cql/scan_rows.cql"), keyspace)
+}
+
 /// The statement without its comment lines and with the keyspace filled in.
 fn statement(template: &str, keyspace: &str) -> String {
     let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("--")).collect();
@@ -68,6 +74,7 @@ mod tests {
             select_packet("ks"),
             select_day("ks"),
             scan_ids("ks"),
+            scan_rows("ks"),
         ];
         for statement in statements {
             assert!(statement.contains(" ks"), "{statement}");

@@ -6,4 +6,4 @@ mod store;
 
 pub use config::{Consistency, CqlConfig, CqlTlsConfig};
 pub use session::connect;
-pub use store::{CqlStore, Inserter};
+pub use store::{CqlStore, Inserter, group};

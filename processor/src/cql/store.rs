@@ -298,7 +298,7 @@ fn probe_row(now: SystemTime) -> Row {
 }
 
 /// Indices of `rows` by CQL partition, in runs of at most `max_rows` rows and `max_bytes` bytes. A batch never mixes partitions.
-fn group(rows: &[&Row], max_rows: usize, max_bytes: usize) -> Vec<Vec<usize>> {
+pub fn group(rows: &[&Row], max_rows: usize, max_bytes: usize) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut open: HashMap<(&str, i64), (usize, usize)> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {
