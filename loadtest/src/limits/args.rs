@@ -52,15 +52,14 @@ impl LimitsArgs {
         ensure!(self.partitions > 0, "partitions is {}; allowed: 1 and more", self.partitions);
         ensure!(self.replicas > 0, "replicas is 0; allowed: 1 and more");
         ensure!(self.seconds >= Duration::from_millis(100), "seconds is {:?}; allowed: 100ms and more", self.seconds);
-        let summary = match (&self.bootstrap_servers, &self.cql) {
-            (Some(kafka), Some(cql)) => self.measure(kafka.clone(), cql.clone()).await?,
-            _ => {
-                // As production runs it: no wait for the disk.
-                let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).start().await?;
-                let summary = self.measure(stack.bootstrap_servers(), stack.cql_contact()).await;
-                stack.stop(GRACE).await?;
-                summary?
-            }
+        let summary = if let (Some(kafka), Some(cql)) = (&self.bootstrap_servers, &self.cql) {
+            self.measure(kafka.clone(), cql.clone()).await?
+        } else {
+            // As production runs it: no wait for the disk.
+            let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).start().await?;
+            let summary = self.measure(stack.bootstrap_servers(), stack.cql_contact()).await;
+            stack.stop(GRACE).await?;
+            summary?
         };
         if let Some(out) = &self.out {
             fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;

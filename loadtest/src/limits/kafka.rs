@@ -16,6 +16,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
@@ -87,7 +88,7 @@ impl Cluster {
         for topic in [&self.packets, &self.copies] {
             loop {
                 let metadata = admin.inner().fetch_metadata(Some(topic), PATIENCE)?;
-                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+                let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
                 let led = partitions.filter(|partition| partition.leader() >= 0).count();
                 if led == self.partitions as usize {
                     break;

@@ -104,7 +104,7 @@ impl Reading {
 
     fn until(&self, later: &Self, name: &'static str) -> Limit {
         let done = (later.done - self.done) as f64;
-        let cpu = (later.cpu - self.cpu).as_secs_f64();
+        let cpu = later.cpu.saturating_sub(self.cpu).as_secs_f64();
         Limit {
             name,
             per_second: done / (later.at - self.at).as_secs_f64(),
