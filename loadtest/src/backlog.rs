@@ -1,6 +1,9 @@
 //! How far a consumer group has got: its committed offsets against the ends of the topics it reads.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -8,61 +11,72 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 /// Bound of each question to the broker.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A view of one group on some topics. It asks and never joins the group.
-pub struct Backlog {
-    consumer: BaseConsumer,
-    partitions: TopicPartitionList,
-    starts: Vec<i64>,
-    end: u64,
+/// Where a group stood at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// When.
+    pub at: Instant,
+    /// Records that the group has committed since the beginning.
+    pub committed: u64,
+    /// Records written since the beginning.
+    pub written: u64,
 }
 
-impl std::fmt::Debug for Backlog {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backlog").field("end", &self.end).finish_non_exhaustive()
+impl Look {
+    /// Records that wait.
+    pub fn waiting(&self) -> u64 {
+        self.written.saturating_sub(self.committed)
     }
 }
 
-impl Backlog {
-    /// Looks the topics up and notes where they end now: records that arrive later are not part of this backlog.
-    ///
-    /// # Errors
-    /// When the broker does not answer or a topic does not exist.
-    pub fn open(bootstrap_servers: &str, group: &str, topics: &[String]) -> Result<Self> {
+/// A view of one group on a topic. It asks and never joins the group.
+struct Group {
+    consumer: BaseConsumer,
+    topic: String,
+    /// Offset of each partition's first record.
+    starts: Vec<i64>,
+    /// Each partition's end when the view was opened.
+    ends: Vec<i64>,
+    /// Committed when the view was opened.
+    committed: u64,
+}
+
+impl Group {
+    fn open(bootstrap_servers: &str, group: &str, topic: &str) -> Result<Self> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap_servers)
             .set("group.id", group)
             // A read_committed client would wait for transactions under way before it answers.
             .set("isolation.level", "read_uncommitted")
             .create()?;
-        let (mut partitions, mut starts, mut end) = (TopicPartitionList::new(), Vec::new(), 0);
-        for topic in topics {
-            for partition in 0..partition_count(&consumer, topic)? {
-                let (low, high) = consumer
-                    .fetch_watermarks(topic, partition, PATIENCE)
-                    .with_context(|| format!("cannot read the ends of {topic}/{partition}"))?;
-                partitions.add_partition(topic, partition);
-                starts.push(low);
-                end += high.max(0) as u64;
-            }
-        }
-        Ok(Self { consumer, partitions, starts, end })
+        let partitions = partition_count(&consumer, topic)?;
+        let (starts, ends) = watermarks(&consumer, topic, partitions)?.into_iter().unzip();
+        let mut view = Self { consumer, topic: topic.to_owned(), starts, ends, committed: 0 };
+        view.committed = view.committed()?;
+        Ok(view)
     }
 
-    /// Sum of the partitions' end offsets, as found by [`Backlog::open`].
-    pub fn end(&self) -> u64 {
-        self.end
+    fn look(&self) -> Result<Look> {
+        let committed = self.committed()? - self.committed;
+        let written = self.written()?.iter().sum();
+        Ok(Look { at: Instant::now(), committed, written })
+    }
+
+    /// Records written to each partition since the view was opened.
+    fn written(&self) -> Result<Vec<u64>> {
+        let now = watermarks(&self.consumer, &self.topic, self.starts.len() as i32)?;
+        Ok(now.into_iter().zip(&self.ends).map(|((_, high), end)| (high - end).max(0) as u64).collect())
     }
 
     /// Sum of the offsets the group has committed; a partition without one counts from its first record.
-    ///
-    /// # Errors
-    /// When the group's coordinator does not answer.
-    pub fn committed(&self) -> Result<u64> {
-        let answer = self
-            .consumer
-            .committed_offsets(self.partitions.clone(), PATIENCE)
-            .context("cannot read the group's committed offsets")?;
+    fn committed(&self) -> Result<u64> {
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_range(&self.topic, 0, self.starts.len() as i32 - 1);
+        let answer = self.consumer.committed_offsets(partitions, PATIENCE);
+        let answer = answer.context("cannot read the group's committed offsets")?;
         let offsets = answer.elements().into_iter().zip(&self.starts).map(|(partition, start)| {
             partition
                 .error()
@@ -76,9 +90,106 @@ impl Backlog {
     }
 }
 
+fn watermarks(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<(i64, i64)>> {
+    let ends = (0..partitions).map(|partition| {
+        let ends = consumer.fetch_watermarks(topic, partition, PATIENCE);
+        ends.with_context(|| format!("cannot read the ends of {topic}/{partition}"))
+    });
+    ends.collect()
+}
+
 fn partition_count(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).context("cannot reach Kafka")?;
     let Some(found) = metadata.topics().first() else { bail!("topic {topic} does not exist") };
     ensure!(found.error().is_none() && !found.partitions().is_empty(), "topic {topic} does not exist");
     Ok(found.partitions().len() as i32)
+}
+
+/// Looks at a group five times a second, on a thread of its own.
+#[derive(Debug)]
+pub struct Backlog(Arc<Shared>);
+
+struct Shared {
+    group: Group,
+    stop: AtomicBool,
+    looks: Mutex<Vec<Look>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backlog").field("topic", &self.group.topic).finish_non_exhaustive()
+    }
+}
+
+impl Backlog {
+    /// Looks the topic up and begins to watch. What was written before is no part of the backlog.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the topic does not exist.
+    pub fn watch(bootstrap_servers: &str, group: &str, topic: &str) -> Result<Self> {
+        let group = Group::open(bootstrap_servers, group, topic)?;
+        let shared = Arc::new(Shared { group, stop: AtomicBool::new(false), looks: Mutex::default() });
+        let seen = shared.clone();
+        thread::Builder::new().name("backlog".to_owned()).spawn(move || {
+            while !seen.stop.load(Ordering::Relaxed) {
+                // A broker that is being restarted leaves a gap.
+                if let Ok(look) = seen.group.look() {
+                    seen.looks.lock().unwrap_or_else(PoisonError::into_inner).push(look);
+                }
+                thread::sleep(INTERVAL);
+            }
+        })?;
+        Ok(Self(shared))
+    }
+
+    /// Every look so far.
+    pub fn looks(&self) -> Vec<Look> {
+        self.0.looks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The latest look.
+    pub fn latest(&self) -> Option<Look> {
+        self.0.looks.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
+    }
+
+    /// Records written to each partition so far.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn partitions(&self) -> Result<Vec<u64>> {
+        self.0.group.written()
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How fast a backlog went: records between the first commit and the last, and the seconds between the two. So neither a starting
+/// processor nor the batch it worked on first is counted.
+pub fn drained(looks: &[Look]) -> Option<(u64, f64)> {
+    let start = looks.first()?.committed;
+    let first = looks.iter().find(|look| look.committed > start)?;
+    let end = looks.last()?.committed;
+    let last = looks.iter().find(|look| look.committed == end)?;
+    let seconds = last.at.saturating_duration_since(first.at).as_secs_f64();
+    (seconds > 0.0).then(|| (end - first.committed, seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_counts_from_the_first_commit_to_the_last() {
+        let start = Instant::now();
+        let look = |ms, committed| Look { at: start + Duration::from_millis(ms), committed, written: 1000 };
+        let looks = [look(0, 10), look(500, 10), look(1000, 110), look(2000, 510), look(3000, 1000), look(9000, 1000)];
+        assert_eq!(drained(&looks), Some((890, 2.0)));
+        assert_eq!(looks[3].waiting(), 490);
+        assert_eq!(drained(&looks[..3]), None, "one commit is no rate");
+        assert_eq!(drained(&[]), None);
+    }
 }

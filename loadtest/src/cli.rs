@@ -1,218 +1,303 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use coderelay_schemas::topics;
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use coderelay_runtime::config::Assignment;
+use coderelay_runtime::lifecycle::shutdown_signal;
+use coderelay_schemas::topics::PARTITIONS;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
-use crate::backlog::Backlog;
-use crate::corpus::{Corpus, CorpusSpec};
-use crate::drain::{self, Watch};
-use crate::figures::{self, Figures};
-use crate::generator::Load;
-use crate::ingest;
-use crate::report::Output;
-use crate::resources::Watched;
+use crate::bench::{Bench, BenchArgs, keep};
+use crate::compare::CompareArgs;
+use crate::deployment::{DeploymentArgs, Devstack, Pipeline};
+use crate::limits::{self, LimitsArgs, Span};
+use crate::merge::MergeArgs;
+use crate::progress::Progress;
+use crate::report::{self, ReportArgs};
+use crate::results::Results;
+use crate::run::Run;
+use crate::scenario::{self, Scenario};
+use crate::sizes::SizesArgs;
+use crate::summary::{Summary, Verdict};
+use crate::{targets, view};
+
+/// A threshold does not hold, or the generator fell behind.
+const THRESHOLD: u8 = 99;
+/// The scenario is wrong.
+const CONFIGURATION: u8 = 104;
+/// Ended by a signal.
+const INTERRUPTED: u8 = 105;
 
 /// Loads a coderelay deployment and measures what it did.
 ///
-/// Exit codes: 0 measured and nothing amiss; 1 measured, but packets were left over or a target was missed; 2 not measured.
+/// Exit codes: 0 measured and every threshold holds; 1 not measured; 2 wrong command line; 99 a threshold does not hold, or the
+/// generator fell behind; 104 the scenario is wrong; 105 interrupted, with what was measured so far.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How to write the report.
+    /// How to write results to standard output.
     #[arg(long, global = true, value_enum, default_value_t)]
     output: Output,
 }
 
+/// How results are written to standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure how fast ingest acknowledges packets.
-    Ingest(IngestArgs),
-    /// Measure how fast the processor consumes the backlog that is there.
-    Drain(DrainArgs),
-    /// Start a stack of its own and measure the figures that the documentation publishes.
-    Figures(Figures),
+    /// Run a scenario, and audit and report what came of it.
+    Run(RunArgs),
+    /// The scenarios that come with the program.
+    #[command(subcommand)]
+    Scenarios(Scenarios),
+    Bench(BenchArgs),
+    Limits(LimitsArgs),
+    Sizes(SizesArgs),
+    Report(ReportArgs),
+    Compare(CompareArgs),
+    Merge(MergeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenarios {
+    /// Names and purposes.
+    List,
+    /// One of them as TOML, to copy and change.
+    Show {
+        /// Its name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
-struct IngestArgs {
-    /// Where ingest listens.
-    #[arg(long, env = "INGEST_ENDPOINT", default_value = "http://127.0.0.1:50051")]
-    endpoint: String,
+struct RunArgs {
+    /// Name of a built-in scenario, or a TOML file.
+    scenario: String,
+    /// Sets one key of the scenario, as in `load.rate=5000` (repeatable).
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<Assignment>,
     #[command(flatten)]
-    shape: Shape,
-    /// Packets to send and measure.
-    #[arg(long, default_value_t = 500_000)]
-    packets: u64,
-    /// Packets to send before, which are not measured.
-    #[arg(long, default_value_t = 0)]
-    warm_up: u64,
-    /// Packets per second (open loop); without it as fast as the window allows (closed loop).
+    short: Shorthands,
+    /// Folder for the results. Default: target/loadtest/<scenario>.
     #[arg(long)]
-    rate: Option<f64>,
-    /// Chooses ids and contents: a second load of the same seed and shape sends duplicates. Default: the clock.
+    out: Option<PathBuf>,
+    /// Folder with the summary.json of `loadtest limits`: every rate is also given as a share of its limit. Without it, limits
+    /// are measured first if a threshold speaks of a ratio.
     #[arg(long)]
-    seed: Option<u64>,
-    /// Give a stream up that hears nothing for this long.
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
-    patience: Duration,
-    /// Report CPU and memory of a process (repeatable).
-    #[arg(long, value_name = "NAME=PID")]
-    watch: Vec<Watched>,
+    limits: Option<PathBuf>,
+    #[command(flatten)]
+    deployment: DeploymentArgs,
 }
 
-/// The load's shape, which every command that sends packets shares.
-#[derive(Clone, Debug, Args, Serialize)]
-pub(crate) struct Shape {
-    /// Packets in a request.
-    #[arg(long, default_value_t = 100)]
-    pub per_request: u64,
-    /// TCP connections.
-    #[arg(long, default_value_t = 2)]
-    pub connections: usize,
-    /// Publish streams, dealt out over the connections.
-    #[arg(long, default_value_t = 4)]
-    pub streams: usize,
-    /// Requests a stream may have in flight.
-    #[arg(long, default_value_t = 8)]
-    pub window: usize,
-    /// Size of a packet's gzip content, in bytes.
-    #[arg(long, default_value_t = 1024)]
-    pub size: usize,
-    /// Repositories the packets are spread over.
-    #[arg(long, default_value_t = 1000)]
-    pub repositories: u64,
-    /// Packets in a row of one repository. Default: a request's.
-    #[arg(long)]
-    pub burst: Option<u64>,
-}
-
-impl Shape {
-    /// The corpus of this shape.
-    pub(crate) fn corpus(&self, seed: u64) -> Result<Arc<Corpus>> {
-        let burst = self.burst.unwrap_or(self.per_request);
-        let spec =
-            CorpusSpec { seed, size: self.size, repositories: self.repositories, burst, ..CorpusSpec::default() };
-        Ok(Arc::new(Corpus::new(spec)?))
-    }
-
-    /// A closed-loop load of this shape, from the corpus' packet `first` on.
-    pub(crate) fn load(&self, endpoint: String, first: u64, packets: u64) -> Load {
-        Load {
-            endpoint,
-            connections: self.connections,
-            streams: self.streams,
-            window: self.window,
-            per_request: self.per_request,
-            first,
-            packets,
-            rate: None,
-            patience: Duration::from_secs(60),
-        }
-    }
-}
-
+/// Flags for what is changed most often; each is one `--set`.
 #[derive(Debug, Args)]
-struct DrainArgs {
-    /// Kafka's bootstrap servers.
-    #[arg(long, env = "KAFKA_BOOTSTRAP", default_value = "127.0.0.1:9092")]
-    bootstrap_servers: String,
-    /// The processor's consumer group.
-    #[arg(long, default_value = drain::GROUP)]
-    group: String,
-    /// Topic the group reads (repeatable).
-    #[arg(long, default_value = topics::PACKETS)]
-    topic: Vec<String>,
-    /// The processor's admin server.
-    #[arg(long, env = "PROCESSOR_ADMIN", default_value = "http://127.0.0.1:9465")]
-    admin: String,
-    /// Histogram of the commit time, in seconds.
-    #[arg(long, default_value = drain::COMMIT_METRIC)]
-    commit_metric: String,
-    /// Time between two looks at the committed offsets.
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "100ms")]
-    interval: Duration,
-    /// Stop when the group commits nothing for this long.
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
-    patience: Duration,
-    /// Report CPU and memory of a process (repeatable).
-    #[arg(long, value_name = "NAME=PID")]
-    watch: Vec<Watched>,
+struct Shorthands {
+    /// Packets a second (load.rate).
+    #[arg(long)]
+    rate: Option<String>,
+    /// Length of the measured part of an open loop (load.duration).
+    #[arg(long)]
+    duration: Option<String>,
+    /// Sent before and not measured, of an open loop (`load.warm_up`).
+    #[arg(long)]
+    warm_up: Option<String>,
+    /// Packets of a closed loop (load.packets).
+    #[arg(long)]
+    packets: Option<String>,
+    /// Packets in a request (`load.per_request`).
+    #[arg(long)]
+    per_request: Option<String>,
+    /// Publish streams (load.streams).
+    #[arg(long)]
+    streams: Option<String>,
+    /// Requests a stream may have in flight (load.window).
+    #[arg(long)]
+    window: Option<String>,
+    /// Size of a packet's content (corpus.size).
+    #[arg(long)]
+    size: Option<String>,
+    /// Chooses ids and contents (corpus.seed).
+    #[arg(long)]
+    seed: Option<String>,
+}
+
+impl Shorthands {
+    fn assignments(&self) -> impl Iterator<Item = Assignment> + '_ {
+        let given = [
+            ("load.rate", &self.rate),
+            ("load.duration", &self.duration),
+            ("load.warm_up", &self.warm_up),
+            ("load.packets", &self.packets),
+            ("load.per_request", &self.per_request),
+            ("load.streams", &self.streams),
+            ("load.window", &self.window),
+            ("corpus.size", &self.size),
+            ("corpus.seed", &self.seed),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some(Assignment { key: key.to_owned(), value: value.clone()? }))
+    }
 }
 
 impl Cli {
-    /// Runs the command and writes its report.
+    /// Runs the command and writes its result.
     ///
     /// # Errors
     /// When nothing could be measured.
     pub async fn run(self) -> Result<ExitCode> {
         let output = self.output;
-        let good = match self.command {
-            Command::Ingest(args) => {
-                let report = args.measure().await?;
-                print(output, &report, || report.table())?;
-                report.is_complete()
+        match self.command {
+            Command::Run(args) => args.run(output).await,
+            Command::Scenarios(Scenarios::List) => {
+                println!("{}", view::scenarios());
+                Ok(ExitCode::SUCCESS)
             }
-            Command::Drain(args) => {
-                let report = args.measure().await?;
-                print(output, &report, || report.table())?;
-                report.is_complete()
+            Command::Scenarios(Scenarios::Show { name }) => match scenario::text(&name) {
+                Ok((_, text)) => {
+                    print!("{text}");
+                    Ok(ExitCode::SUCCESS)
+                }
+                Err(error) => Ok(wrong(&error)),
+            },
+            Command::Bench(args) => bench(&args, output).await,
+            Command::Limits(args) => {
+                let summary = args.run().await?;
+                print(output, &summary, || limits::markdown(&summary))?;
+                Ok(ExitCode::SUCCESS)
             }
-            Command::Figures(args) => {
-                let report = figures::measure(&args).await?;
-                print(output, &report, || report.markdown())?;
-                report.is_complete() && (!args.enforce || report.meets_targets())
+            Command::Sizes(args) => {
+                let sizes = args.run()?;
+                print(output, &sizes, || sizes.markdown())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Report(args) => args.run().map(|()| ExitCode::SUCCESS),
+            Command::Compare(args) => {
+                let comparison = args.run()?;
+                print(output, &comparison, || comparison.to_string())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Merge(args) => args.run().map(|()| ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Says what is wrong with the scenario.
+fn wrong(error: &anyhow::Error) -> ExitCode {
+    eprintln!("loadtest: {error:#}");
+    ExitCode::from(CONFIGURATION)
+}
+
+impl RunArgs {
+    async fn run(self, output: Output) -> Result<ExitCode> {
+        let (name, text) = match scenario::text(&self.scenario) {
+            Ok(found) => found,
+            Err(error) => return Ok(wrong(&error)),
+        };
+        let out = self.out.clone().unwrap_or_else(|| PathBuf::from("target/loadtest").join(&name));
+        let set: Vec<_> = self.set.iter().cloned().chain(self.short.assignments()).collect();
+        let scenario = match scenario::load(&keep(&out, &text)?, &set) {
+            Ok(scenario) => scenario,
+            Err(mistakes) => return Ok(wrong(&anyhow::anyhow!("{mistakes}"))),
+        };
+        let existing = self.deployment.existing();
+        if let Some(key) = scenario.needs_own_stack().filter(|_| existing.is_some()) {
+            return Ok(wrong(&anyhow::anyhow!("{key} needs a stack of its own: --devstack, or no INGEST_ENDPOINT")));
+        }
+        let stop = shutdown_signal()?;
+        let summary = self.measure(&name, &scenario, existing, out, stop).await?;
+        print(output, &summary, || view::summary(&summary))?;
+        Ok(ExitCode::from(match summary.verdict {
+            Verdict::Passed => 0,
+            Verdict::Missed | Verdict::Invalid => THRESHOLD,
+            Verdict::Interrupted => INTERRUPTED,
+        }))
+    }
+}
+
+impl RunArgs {
+    /// Runs the scenario on the deployment that is there, or on a stack of its own.
+    async fn measure(
+        &self,
+        name: &str,
+        scenario: &Scenario,
+        existing: Option<Pipeline>,
+        out: PathBuf,
+        stop: CancellationToken,
+    ) -> Result<Summary> {
+        let progress = Progress::new(name);
+        let devstack = match existing {
+            Some(_) => None,
+            None => {
+                progress.step("starting Kafka and Cassandra");
+                Some(Devstack::start(self.deployment.bin()).await?)
             }
         };
-        Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
-    }
-}
-
-impl IngestArgs {
-    async fn measure(self) -> Result<ingest::IngestReport> {
-        let corpus = self.shape.corpus(self.seed.unwrap_or_else(clock_seed))?;
-        let load = self.shape.load(url(&self.endpoint), 0, self.packets);
-        let load = Load { rate: self.rate, patience: self.patience, ..load };
-        ingest::measure(corpus, &load, self.warm_up, &self.watch).await
-    }
-}
-
-impl DrainArgs {
-    async fn measure(self) -> Result<drain::DrainReport> {
-        let backlog = Backlog::open(&self.bootstrap_servers, &self.group, &self.topic)?;
-        let watch = Watch {
-            interval: self.interval,
-            patience: self.patience,
-            metrics_url: format!("{}/metrics", url(&self.admin)),
-            commit_metric: self.commit_metric,
-            processes: self.watch,
+        let pipeline = match (&devstack, existing) {
+            (Some(devstack), _) => devstack.pipeline(scenario).await?,
+            (None, Some(existing)) => existing,
+            (None, None) => bail!("there is nothing to load"),
         };
-        drain::measure(&backlog, &watch).await
+        let limits = match &self.limits {
+            Some(folder) => Results::read(folder)?.summary.rates,
+            None if scenario.needs_limits() => {
+                let endpoints = &pipeline.endpoints;
+                let target = limits::Target {
+                    bootstrap_servers: endpoints.kafka.clone(),
+                    cql_contact: endpoints.cql.clone(),
+                    partitions: PARTITIONS,
+                    replicas: 1,
+                    span: Span { warm_up: Duration::from_secs(2), measured: Duration::from_secs(3) },
+                };
+                limits::measure(&target, |what| progress.step(what)).await?
+            }
+            None => Vec::new(),
+        };
+        drop(progress);
+        let limits = limits.into_iter().map(|rate| (rate.name, rate.per_second)).collect();
+        let summary = Run { name, scenario, pipeline: &pipeline, limits: &limits, out: &out, stop }.execute().await;
+        for note in pipeline.close().await {
+            eprintln!("{name}: {note}");
+        }
+        if let Some(devstack) = devstack {
+            devstack.stop().await?;
+        }
+        let summary = summary?;
+        report::write(&out)?;
+        Ok(summary)
     }
 }
 
-/// A seed no earlier load has used.
-pub(crate) fn clock_seed() -> u64 {
-    time::OffsetDateTime::now_utc().unix_timestamp_nanos() as u64
+async fn bench(args: &BenchArgs, output: Output) -> Result<ExitCode> {
+    let bench = args.run(shutdown_signal()?).await?;
+    print(output, &bench.rows, || targets::table(&bench.rows))?;
+    for broken in &bench.broken {
+        eprintln!("loadtest: {broken}");
+    }
+    Ok(ExitCode::from(match bench {
+        Bench { interrupted: true, .. } => INTERRUPTED,
+        Bench { broken, .. } if !broken.is_empty() => 1,
+        Bench { rows, .. } if args.enforce && rows.iter().any(|row| !row.met) => THRESHOLD,
+        _ => 0,
+    }))
 }
 
-/// Accepts `host:port` for `http://host:port`.
-fn url(endpoint: &str) -> String {
-    let endpoint = endpoint.trim_end_matches('/');
-    if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
-}
-
-fn print(output: Output, report: &impl Serialize, table: impl FnOnce() -> String) -> Result<()> {
+fn print(output: Output, result: &impl Serialize, table: impl FnOnce() -> String) -> Result<()> {
     match output {
         Output::Table => println!("{}", table()),
-        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
+        Output::Json => println!("{}", serde_json::to_string_pretty(result)?),
     }
     Ok(())
 }
@@ -226,11 +311,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn an_endpoint_may_lack_its_scheme() {
-        assert_eq!(url("127.0.0.1:50051"), "http://127.0.0.1:50051");
-        assert_eq!(url("http://localhost:1/"), "http://localhost:1");
     }
 }

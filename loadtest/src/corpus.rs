@@ -35,6 +35,8 @@ pub struct CorpusSpec {
     /// Size of a packet's gzip content where it is generated, in bytes: 256 to 4 MiB. Contents come out at most a few lines
     /// of code smaller.
     pub size: usize,
+    /// Where there is one, generated contents are spread evenly, on a logarithmic scale, from `size` to this.
+    pub largest: Option<usize>,
     /// A folder whose files are the contents, instead of generated text: those git tracks there, or all.
     pub files: Option<PathBuf>,
     /// Number of repositories the packets are spread over.
@@ -50,7 +52,16 @@ pub struct CorpusSpec {
 
 impl Default for CorpusSpec {
     fn default() -> Self {
-        Self { seed: 1, size: 1024, files: None, repositories: 1000, burst: 100, hot: 0.0, created_at_ms: None }
+        Self {
+            seed: 1,
+            size: 1024,
+            largest: None,
+            files: None,
+            repositories: 1000,
+            burst: 100,
+            hot: 0.0,
+            created_at_ms: None,
+        }
     }
 }
 
@@ -106,6 +117,12 @@ impl Corpus {
     /// When a value of the specification is out of range or the folder has no suitable files.
     pub fn new(spec: CorpusSpec) -> Result<Self> {
         ensure!((256..=4 << 20).contains(&spec.size), "size is {} bytes; allowed: 256 to 4194304", spec.size);
+        let largest = spec.largest.unwrap_or(spec.size);
+        ensure!(
+            (spec.size..=4 << 20).contains(&largest),
+            "largest is {largest} bytes; allowed: size ({}) to 4194304",
+            spec.size
+        );
         ensure!(spec.repositories > 0, "repositories is 0; allowed: 1 and more");
         ensure!(spec.burst > 0, "burst is 0; allowed: 1 and more");
         ensure!((0.0..=1.0).contains(&spec.hot), "hot is {}; allowed: 0 to 1", spec.hot);
@@ -232,9 +249,11 @@ fn mtime(n: u64) -> [u8; 4] {
 
 fn generated(spec: &CorpusSpec) -> std::io::Result<Vec<Body>> {
     let bodies = (POOL_BYTES / spec.size).clamp(4, POOL_BODIES);
+    let growth = spec.largest.map_or(1.0, |largest| largest as f64 / spec.size as f64);
     let body = |number| {
         let mut random = SplitMix64(mix(spec.seed ^ mix(number as u64)));
-        let (content, expanded) = text::body_of(&mut random, spec.size)?;
+        let size = spec.size as f64 * growth.powf(number as f64 / (bodies - 1) as f64);
+        let (content, expanded) = text::body_of(&mut random, size as usize)?;
         Ok(Body { content, expanded, path: None })
     };
     (0..bodies).map(body).collect()
@@ -319,6 +338,7 @@ mod tests {
         for (name, spec) in [
             ("size", CorpusSpec { size: 255, ..default() }),
             ("size", CorpusSpec { size: (4 << 20) + 1, ..default() }),
+            ("largest", CorpusSpec { largest: Some(1000), ..default() }),
             ("repositories", CorpusSpec { repositories: 0, ..default() }),
             ("burst", CorpusSpec { burst: 0, ..default() }),
             ("hot", CorpusSpec { hot: 1.5, ..default() }),
@@ -337,6 +357,15 @@ mod tests {
             assert!(compressed <= size && compressed + size / 16 >= size, "{compressed} of {size}");
             assert!((1..12).contains(&(expanded / compressed)), "{expanded} from {compressed}");
         }
+    }
+
+    #[test]
+    fn sizes_are_spread_up_to_the_largest() {
+        let corpus = corpus(CorpusSpec { size: 1024, largest: Some(16 << 10), ..CorpusSpec::default() });
+        let sizes: Vec<_> = (0..corpus.pool.len() as u64).map(|n| corpus.packet(n).content.len()).collect();
+        assert!((900..=1024).contains(&sizes[0]) && sizes.iter().any(|size| *size > 15 << 10), "{sizes:?}");
+        let middle = sizes.iter().filter(|size| **size < 4096).count();
+        assert!((sizes.len() * 2 / 5..sizes.len() * 3 / 5).contains(&middle), "{middle} of {}", sizes.len());
     }
 
     proptest! {

@@ -1,113 +1,97 @@
-//! Sends packets over `Publish` streams and times every packet's result.
+//! Sends the packets of a plan over `Publish` streams and times every packet's result.
 //!
-//! Closed loop (no rate): each stream keeps `window` requests in flight, and latency counts from the moment a request is
-//! handed to the stream. Open loop (a rate): request `r` is due at `start + r / rate`, and latency counts from then, even
-//! if the window held it back; so a stall shows as latency and not as fewer samples (coordinated omission).
+//! Open loop: a request is due at the plan's time, and the latency of its packets counts from then, even if the stream's window
+//! held it back; so a stall shows as latency and not as fewer samples. Closed loop: each stream keeps its window of requests in
+//! flight, and latency counts from the moment a request is handed to the stream.
+//!
+//! What is refused with `RetryInfo`, or left unanswered by a stream that broke, is sent again after the delay asked for. Its
+//! latency still counts from its intended time.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use coderelay_schemas::pb::ingest_client::IngestClient;
 use coderelay_schemas::pb::publish_result::Outcome;
 use coderelay_schemas::pb::{PublishRequest, PublishResult};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::{RpcStatusExt, StatusExt};
 
+use crate::audit::Audit;
 use crate::corpus::Corpus;
-use crate::latency::Latency;
+use crate::in_flight::{Batch, InFlight, Item, Retries};
+use crate::plan::{Arrival, Plan};
+use crate::recorder::{Kind, Recorder, add};
+use crate::scenario;
 
-/// How to load an ingest service.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// The service, as `http://host:port`.
-    pub endpoint: String,
-    /// TCP connections; streams are dealt out over them.
-    pub connections: usize,
-    /// `Publish` streams open at the same time.
-    pub streams: usize,
-    /// Requests a stream may have in flight.
-    pub window: usize,
-    /// Packets in a request.
-    pub per_request: u64,
-    /// Number of the first packet of the corpus to send.
-    pub first: u64,
-    /// Packets to send.
-    pub packets: u64,
-    /// Packets per second over all streams; without it as fast as the window allows.
-    pub rate: Option<f64>,
-    /// A stream that hears nothing for this long while packets are in flight is given up.
-    pub patience: Duration,
-}
+/// Between a stream that broke and the next attempt to open one, unless the service asked for more.
+const REOPEN: Duration = Duration::from_millis(200);
 
-/// What a load came to.
+/// What all streams of a load share.
 #[derive(Debug)]
-pub struct Tally {
-    /// Packets the service acknowledged as committed.
-    pub acknowledged: u64,
-    /// Packets that were not, by gRPC code, or `NoAnswer` where a stream fell silent, `NotSent` where all had ended.
-    pub errors: BTreeMap<String, u64>,
-    /// From a request's time (see the module) to the result of each of its packets, acknowledged ones only.
-    pub latency: Latency,
-    /// From the first request to the last result.
-    pub elapsed: Duration,
+pub struct Traffic {
+    /// The packets.
+    pub corpus: Arc<Corpus>,
+    /// Which are sent when.
+    pub plan: Arc<Plan>,
+    /// Learns what was sent and what acknowledged.
+    pub audit: Arc<Audit>,
+    /// Counts and times everything.
+    pub recorder: Arc<Recorder>,
+    /// Ends the load early: nothing new is sent, what is in flight is waited for.
+    pub stop: CancellationToken,
 }
 
-impl Tally {
-    fn empty() -> Result<Self> {
-        Ok(Self { acknowledged: 0, errors: BTreeMap::new(), latency: Latency::new()?, elapsed: Duration::ZERO })
-    }
-
-    fn fail(&mut self, code: &str, packets: u64) {
-        if packets > 0 {
-            *self.errors.entry(code.to_owned()).or_default() += packets;
-        }
-    }
-
-    fn add(&mut self, other: Self) -> Result<()> {
-        self.acknowledged += other.acknowledged;
-        for (code, packets) in other.errors {
-            self.fail(&code, packets);
-        }
-        self.latency.merge(&other.latency)
-    }
-}
-
-/// Runs a load to its end.
+/// Sends `requests` of the plan to `endpoint`, the open loop's time 0 being `epoch`, and waits for all results. Packets that fail
+/// are counted. The time of the last result.
 ///
 /// # Errors
-/// When the service cannot be reached or the load makes no sense; a packet that fails is counted instead.
-pub async fn run(corpus: Arc<Corpus>, load: &Load) -> Result<Tally> {
-    ensure!(load.connections > 0 && load.streams > 0, "connections and streams must be 1 or more");
-    ensure!(load.window > 0 && load.per_request > 0, "window and packets per request must be 1 or more");
-    ensure!(load.rate.is_none_or(|rate| rate > 0.0), "the rate must be above 0");
-
+/// When the service cannot be reached.
+pub async fn run(
+    traffic: &Arc<Traffic>,
+    endpoint: &str,
+    load: &scenario::Load,
+    requests: Range<u64>,
+    epoch: Instant,
+) -> Result<Instant> {
     let mut channels = Vec::with_capacity(load.connections);
     for _ in 0..load.connections {
-        channels.push(connect(&load.endpoint).await?);
+        channels.push(connect(endpoint).await?);
     }
-    let started = Instant::now();
-    let schedule = Arc::new(Schedule::new(load, started));
+    let schedule = Arc::new(Schedule { next: AtomicU64::new(requests.start), end: requests.end, epoch });
     let streams: Vec<_> = (0..load.streams)
-        .map(|n| {
-            let client = IngestClient::new(channels[n % channels.len()].clone()).max_decoding_message_size(64 << 20);
-            tokio::spawn(drive(client, corpus.clone(), schedule.clone(), load.window, load.patience))
+        .map(|number| {
+            let client = IngestClient::new(channels[number % channels.len()].clone());
+            let stream = Arc::new(Stream {
+                number: number as u16,
+                traffic: traffic.clone(),
+                schedule: schedule.clone(),
+                load: load.clone(),
+                state: Mutex::default(),
+                window: Semaphore::new(load.window),
+                changed: Notify::new(),
+            });
+            tokio::spawn(drive(stream, client.max_decoding_message_size(64 << 20)))
         })
         .collect();
-
-    let mut tally = Tally::empty()?;
+    let mut last = epoch;
     for stream in streams {
-        tally.add(stream.await.context("a stream's task failed")??)?;
+        last = last.max(stream.await.context("a stream's task failed")?);
     }
-    tally.elapsed = started.elapsed();
-    tally.fail("NotSent", load.packets - schedule.taken());
-    Ok(tally)
+    if !traffic.stop.is_cancelled() {
+        for request in schedule.next.load(Ordering::Relaxed).min(requests.end)..requests.end {
+            let arrival = traffic.plan.arrival(request);
+            traffic.give_up("NOT_SENT", arrival.packets.end - arrival.packets.start, arrival.measured);
+        }
+    }
+    Ok(last)
 }
 
 async fn connect(endpoint: &str) -> Result<Channel> {
@@ -118,264 +102,299 @@ async fn connect(endpoint: &str) -> Result<Channel> {
     endpoint.connect().await.with_context(|| format!("cannot connect to {uri}"))
 }
 
-/// Deals the requests of a load out to whichever stream has room.
-struct Schedule {
-    next: AtomicU64,
-    requests: u64,
-    first: u64,
-    packets: u64,
-    per_request: u64,
-    started: Instant,
-    interval: Option<Duration>,
+impl Traffic {
+    fn give_up(&self, code: &str, packets: u64, measured: bool) {
+        self.recorder.error(code, packets);
+        if measured {
+            add(&self.recorder.failed, packets);
+        }
+    }
 }
 
-/// One request's packets, and when it is due in an open loop.
-struct Slot {
-    packets: Range<u64>,
-    due: Option<Instant>,
+/// Deals the requests out to whichever stream has room.
+struct Schedule {
+    next: AtomicU64,
+    end: u64,
+    epoch: Instant,
 }
 
 impl Schedule {
-    fn new(load: &Load, started: Instant) -> Self {
-        Self {
-            next: AtomicU64::new(0),
-            requests: load.packets.div_ceil(load.per_request),
-            first: load.first,
-            packets: load.packets,
-            per_request: load.per_request,
-            started,
-            interval: load.rate.map(|rate| Duration::from_secs_f64(load.per_request as f64 / rate)),
-        }
-    }
-
-    fn take(&self) -> Option<Slot> {
+    fn take(&self, plan: &Plan) -> Option<Arrival> {
         let request = self.next.fetch_add(1, Ordering::Relaxed);
-        (request < self.requests).then(|| {
-            let from = request * self.per_request;
-            let to = (from + self.per_request).min(self.packets);
-            Slot {
-                packets: self.first + from..self.first + to,
-                due: self.interval.map(|interval| self.started + interval.mul_f64(request as f64)),
-            }
-        })
-    }
-
-    /// Packets of all requests taken so far.
-    fn taken(&self) -> u64 {
-        (self.next.load(Ordering::Relaxed) * self.per_request).min(self.packets)
+        (request < self.end).then(|| plan.arrival(request))
     }
 }
 
-/// The requests of one stream that still wait for results, oldest first.
-#[derive(Default)]
-struct InFlight {
-    first_seq: u64,
-    next_seq: u64,
-    requests: VecDeque<Waiting>,
-}
-
-struct Waiting {
-    since: Instant,
-    seq: u64,
-    packets: u64,
-    answered: u64,
-}
-
-impl InFlight {
-    /// Enters a request and returns its `seq`.
-    fn push(&mut self, since: Instant, packets: u64) -> u64 {
-        let seq = self.next_seq;
-        self.next_seq += packets;
-        self.requests.push_back(Waiting { since, seq, packets, answered: 0 });
-        seq
-    }
-
-    /// Enters the result for `seq`; `None` if it was not waited for. Requests answered in full leave from the front and
-    /// are counted in `done`.
-    fn answer(&mut self, seq: u64, done: &mut usize) -> Option<Instant> {
-        if seq < self.first_seq || seq >= self.next_seq {
-            return None;
-        }
-        let at = self.requests.partition_point(|waiting| waiting.seq + waiting.packets <= seq);
-        let waiting = self.requests.get_mut(at)?;
-        if waiting.answered == waiting.packets {
-            return None;
-        }
-        waiting.answered += 1;
-        let since = waiting.since;
-        while let Some(front) = self.requests.front().filter(|front| front.answered == front.packets) {
-            self.first_seq = front.seq + front.packets;
-            self.requests.pop_front();
-            *done += 1;
-        }
-        Some(since)
-    }
-
-    fn unanswered(&self) -> u64 {
-        self.requests.iter().map(|waiting| waiting.packets - waiting.answered).sum()
-    }
-}
-
-/// What a stream's two halves share.
-struct Shared {
-    in_flight: Mutex<InFlight>,
+/// One stream, over all the calls it takes.
+struct Stream {
+    number: u16,
+    traffic: Arc<Traffic>,
+    schedule: Arc<Schedule>,
+    load: scenario::Load,
+    state: Mutex<State>,
     window: Semaphore,
+    /// Something was answered.
+    changed: Notify,
 }
 
-impl Shared {
-    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Debug, Default)]
+struct State {
+    in_flight: InFlight,
+    retries: Retries,
+    /// Taken from the schedule and not yet due.
+    planned: Option<Arrival>,
+    /// When the last result came.
+    last: Option<Instant>,
+}
+
+/// Opens the stream, and again whenever it breaks, until nothing is left to do or it has been silent for too long.
+async fn drive(stream: Arc<Stream>, mut client: IngestClient<Channel>) -> Instant {
+    let mut broken_since = None;
+    loop {
+        let before = stream.state().last;
+        let (requests, outbound) = mpsc::channel(1);
+        let sender = tokio::spawn(send(stream.clone(), requests));
+        let outcome = receive(&stream, &mut client, ReceiverStream::new(outbound)).await;
+        sender.abort();
+        // An aborted task is an error, and just what is wanted.
+        let _ = sender.await;
+        let Err(end) = outcome else { break };
+        if stream.state().last > before {
+            broken_since = None;
+        }
+        let broken_for = broken_since.get_or_insert_with(Instant::now).elapsed();
+        let patient = broken_for < stream.load.patience.get() && !stream.traffic.stop.is_cancelled();
+        stream.resume(&end, patient);
+        if !patient || stream.load.attempts == 1 {
+            break;
+        }
+        stream.refill_window();
+        sleep(end.delay.unwrap_or(REOPEN)).await;
+    }
+    stream.abandon();
+    stream.state().last.unwrap_or_else(Instant::now)
+}
+
+/// Why a call ended before its time.
+struct End {
+    code: String,
+    delay: Option<Duration>,
+    /// Whether the same again would end the same way.
+    hopeless: bool,
+}
+
+impl End {
+    fn silent() -> Self {
+        Self { code: "NO_ANSWER".to_owned(), delay: None, hopeless: true }
+    }
+
+    fn of(status: &Status) -> Self {
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let hopeless = matches!(status.code(), Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented);
+        Self { code: code(status.code(), reason), delay, hopeless }
     }
 }
 
-/// Sends over one stream until the schedule is empty, and counts its results.
-async fn drive(
-    mut client: IngestClient<Channel>,
-    corpus: Arc<Corpus>,
-    schedule: Arc<Schedule>,
-    window: usize,
-    patience: Duration,
-) -> Result<Tally> {
-    let shared = Arc::new(Shared { in_flight: Mutex::default(), window: Semaphore::new(window) });
-    let (requests, outbound) = mpsc::channel(1);
-    let sender = tokio::spawn(send(corpus, schedule, shared.clone(), requests));
-    let mut tally = Tally::empty()?;
-    let outcome = receive(&mut client, ReceiverStream::new(outbound), &shared, &mut tally, patience).await;
-    shared.window.close();
-    sender.await.context("a sender's task failed")?;
-
-    let unanswered = shared.in_flight().unanswered();
-    match outcome {
-        Ok(()) => tally.fail("NoAnswer", unanswered),
-        Err(code) => tally.fail(&code, unanswered),
+/// `CODE/REASON`.
+fn code(code: Code, reason: Option<String>) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
     }
-    Ok(tally)
+    reason.map_or(name.clone(), |reason| format!("{name}/{reason}"))
 }
 
-async fn send(
-    corpus: Arc<Corpus>,
-    schedule: Arc<Schedule>,
-    shared: Arc<Shared>,
-    requests: mpsc::Sender<PublishRequest>,
-) {
+async fn send(stream: Arc<Stream>, requests: mpsc::Sender<PublishRequest>) {
+    let (traffic, recorder) = (&stream.traffic, &stream.traffic.recorder);
     loop {
         // The window first: a stream whose peer has gone must not take requests from the others.
-        let Ok(permit) = shared.window.acquire().await else { return };
+        let Ok(permit) = stream.window.acquire().await else { return };
         permit.forget();
-        let Some(slot) = schedule.take() else { return };
-        if let Some(due) = slot.due {
-            sleep_until(due).await;
+        let free_since = Instant::now();
+        let Some(batch) = stream.next().await else { return };
+        let packets: Vec<_> = batch.items().map(|item| traffic.corpus.packet(item.n)).collect();
+        for item in batch.items() {
+            traffic.audit.sent(item.n, stream.number);
         }
-        let packets: Vec<_> = slot.packets.clone().map(|n| corpus.packet(n)).collect();
-        let since = slot.due.unwrap_or_else(Instant::now);
-        let seq = shared.in_flight().push(since, packets.len() as u64);
+        let now = Instant::now();
+        if let Batch::Planned { arrival, since } = &batch {
+            let count = packets.len() as u64;
+            if arrival.measured {
+                add(&recorder.sent, count);
+                add(&recorder.repeats, if arrival.repeat { count } else { 0 });
+                // Time spent waiting for the window is the service's.
+                let slip = now.saturating_duration_since((*since).max(free_since));
+                recorder.record(Kind::Slip, arrival.phase, slip, 1);
+            } else {
+                add(&recorder.warm_up, count);
+            }
+        }
+        let seq = stream.state().in_flight.push(batch, now);
         if requests.send(PublishRequest { seq, packets }).await.is_err() {
             return;
         }
     }
 }
 
-/// Takes results until the service ends the stream; the code of the failure if it does not end well.
+/// Takes results until the service ends the stream.
 async fn receive(
+    stream: &Stream,
     client: &mut IngestClient<Channel>,
     outbound: ReceiverStream<PublishRequest>,
-    shared: &Shared,
-    tally: &mut Tally,
-    patience: Duration,
-) -> Result<(), String> {
-    let failed = |status: tonic::Status| format!("{:?}", status.code());
-    let silent = || "NoAnswer".to_owned();
+) -> Result<(), End> {
+    let patience = stream.load.patience.get();
     let call = timeout(patience, client.publish(outbound)).await;
-    let mut responses = call.map_err(|_| silent())?.map_err(failed)?.into_inner();
+    let mut responses = call.map_err(|_| End::silent())?.map_err(|status| End::of(&status))?.into_inner();
     loop {
         match timeout(patience, responses.message()).await {
             Ok(Ok(Some(response))) => {
-                let finished = count(response.results, &mut shared.in_flight(), tally);
-                shared.window.add_permits(finished);
+                let finished = stream.count(response.results);
+                stream.window.add_permits(finished);
+                stream.changed.notify_one();
             }
-            Ok(Ok(None)) => return Ok(()),
-            Ok(Err(status)) => return Err(failed(status)),
-            Err(_) if shared.in_flight().requests.is_empty() => {}
-            Err(_) => return Err(silent()),
+            Ok(Ok(None)) => {
+                let done = stream.state().in_flight.is_empty();
+                return if done { Ok(()) } else { Err(End::silent()) };
+            }
+            Ok(Err(status)) => return Err(End::of(&status)),
+            Err(_) if stream.state().in_flight.is_empty() => {}
+            Err(_) => return Err(End::silent()),
         }
     }
 }
 
-/// Counts the results of one response and returns how many requests they finished.
-fn count(results: Vec<PublishResult>, in_flight: &mut InFlight, tally: &mut Tally) -> usize {
-    let now = Instant::now();
-    let mut finished = 0;
-    for result in results {
-        let Some(since) = in_flight.answer(result.seq, &mut finished) else {
-            tally.fail("UnexpectedResult", 1);
-            continue;
-        };
-        match result.outcome {
-            Some(Outcome::Committed(_)) => {
-                tally.acknowledged += 1;
-                tally.latency.record(now.saturating_duration_since(since), 1);
+impl Stream {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to send next, when its time has come; `None` when everything is sent and answered.
+    async fn next(&self) -> Option<Batch> {
+        let stop = &self.traffic.stop;
+        loop {
+            let wake = {
+                let (mut state, now) = (self.state(), Instant::now());
+                let again = state.retries.due(now, self.load.per_request as usize);
+                if !again.is_empty() {
+                    add(&self.traffic.recorder.retried, again.len() as u64);
+                    return Some(Batch::Again(again));
+                }
+                if stop.is_cancelled() {
+                    state.planned = None;
+                    self.traffic.recorder.error("STOPPED", state.retries.take().len() as u64);
+                } else if state.planned.is_none() {
+                    state.planned = self.schedule.take(&self.traffic.plan);
+                }
+                match state.planned.take() {
+                    Some(arrival) => {
+                        let since = arrival.due.map_or(now, |due| self.schedule.epoch + due);
+                        if since <= now {
+                            return Some(Batch::Planned { arrival, since });
+                        }
+                        state.planned = Some(arrival);
+                        Some(state.retries.next().map_or(since, |next| next.min(since)))
+                    }
+                    None if state.in_flight.is_empty() && state.retries.is_empty() => return None,
+                    None => state.retries.next(),
+                }
+            };
+            let planned = self.state().planned.is_some();
+            tokio::select! {
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                () = self.changed.notified() => {}
+                () = stop.cancelled(), if planned => {}
             }
-            Some(Outcome::Error(status)) => tally.fail(&format!("{:?}", Code::from_i32(status.code)), 1),
-            None => tally.fail("NoOutcome", 1),
         }
     }
-    finished
+
+    /// Counts the results of one response and returns how many requests they finished.
+    fn count(&self, results: Vec<PublishResult>) -> usize {
+        let (now, recorder) = (Instant::now(), &self.traffic.recorder);
+        let (mut finished, mut alike) = (0, Alike::default());
+        let mut state = self.state();
+        state.last = Some(now);
+        for result in results {
+            let Some((item, sent)) = state.in_flight.answer(result.seq, &mut finished) else {
+                recorder.error("UNEXPECTED_RESULT", 1);
+                continue;
+            };
+            match result.outcome {
+                Some(Outcome::Committed(committed)) => {
+                    self.traffic.audit.acknowledged(item.n, &committed);
+                    alike.add(recorder, item, sent, now);
+                }
+                Some(Outcome::Error(status)) => {
+                    let reason = status.get_details_error_info().map(|info| info.reason);
+                    recorder.error(&code(Code::from_i32(status.code), reason), 1);
+                    match status.get_details_retry_info().and_then(|info| info.retry_delay) {
+                        Some(delay) if item.attempt < self.load.attempts => state.retries.push(item, delay),
+                        _ => add(&recorder.failed, u64::from(item.measured)),
+                    }
+                }
+                None => self.traffic.give_up("NO_OUTCOME", 1, item.measured),
+            }
+        }
+        alike.flush(recorder, now);
+        finished
+    }
+
+    /// After a call that ended: what it left is sent again, or given up.
+    fn resume(&self, end: &End, patient: bool) {
+        let mut state = self.state();
+        for item in state.in_flight.take_unanswered() {
+            self.traffic.recorder.error(&end.code, 1);
+            if patient && !end.hopeless && item.attempt < self.load.attempts {
+                state.retries.push(item, end.delay.unwrap_or_default());
+            } else {
+                add(&self.traffic.recorder.failed, u64::from(item.measured));
+            }
+        }
+    }
+
+    /// As many permits as the window has.
+    fn refill_window(&self) {
+        self.window.add_permits(self.load.window.saturating_sub(self.window.available_permits()));
+    }
+
+    /// Gives up what is left.
+    fn abandon(&self) {
+        let mut state = self.state();
+        let left: Vec<Item> = state.retries.take();
+        for item in left {
+            self.traffic.give_up("GIVEN_UP", 1, item.measured);
+        }
+        if let Some(arrival) = state.planned.take() {
+            self.traffic.give_up("NOT_SENT", arrival.packets.end - arrival.packets.start, arrival.measured);
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Packets that were due and sent together, whose results came together: one entry in the histograms.
+#[derive(Default)]
+struct Alike(Option<(Item, Instant, u64)>);
 
-    fn load(packets: u64, per_request: u64, rate: Option<f64>) -> Load {
-        Load {
-            endpoint: String::new(),
-            connections: 1,
-            streams: 1,
-            window: 1,
-            per_request,
-            first: 1000,
-            packets,
-            rate,
-            patience: Duration::from_secs(1),
+impl Alike {
+    fn add(&mut self, recorder: &Recorder, item: Item, sent: Instant, now: Instant) {
+        match &mut self.0 {
+            Some((first, first_sent, count)) if first.since == item.since && *first_sent == sent => *count += 1,
+            _ => {
+                self.flush(recorder, now);
+                self.0 = Some((item, sent, 1));
+            }
         }
     }
 
-    #[test]
-    fn the_schedule_covers_every_packet_once() {
-        let schedule = Schedule::new(&load(250, 100, None), Instant::now());
-        let slots: Vec<_> = std::iter::from_fn(|| schedule.take()).map(|slot| slot.packets).collect();
-        assert_eq!(slots, [1000..1100, 1100..1200, 1200..1250]);
-        assert_eq!(schedule.taken(), 250);
-    }
-
-    #[test]
-    fn an_open_loop_is_due_at_even_intervals() {
-        let started = Instant::now();
-        let schedule = Schedule::new(&load(300, 100, Some(1000.0)), started);
-        let due: Vec<_> = std::iter::from_fn(|| schedule.take()).filter_map(|slot| slot.due).collect();
-        assert_eq!(due, [0, 100, 200].map(|ms| started + Duration::from_millis(ms)));
-    }
-
-    #[test]
-    fn a_request_ends_with_its_last_result_whatever_the_order() {
-        let (mut in_flight, now) = (InFlight::default(), Instant::now());
-        assert_eq!((in_flight.push(now, 2), in_flight.push(now, 3)), (0, 2));
-        let mut done = 0;
-        for seq in [4, 0, 2] {
-            assert!(in_flight.answer(seq, &mut done).is_some());
+    fn flush(&mut self, recorder: &Recorder, now: Instant) {
+        let Some((item, sent, count)) = self.0.take() else { return };
+        add(&recorder.acknowledged_in_all, count);
+        if item.measured {
+            add(&recorder.acknowledged, count);
+            recorder.record(Kind::Ack, item.phase, now.saturating_duration_since(item.since), count);
+            recorder.record(Kind::Service, item.phase, now.saturating_duration_since(sent), count);
         }
-        assert_eq!((done, in_flight.unanswered()), (0, 2));
-        assert!(in_flight.answer(1, &mut done).is_some() && done == 1);
-        assert!(in_flight.answer(3, &mut done).is_some() && done == 2);
-        assert_eq!(in_flight.unanswered(), 0);
-    }
-
-    #[test]
-    fn a_result_nobody_waits_for_is_not_an_acknowledgement() {
-        let (mut in_flight, mut done) = (InFlight::default(), 0);
-        in_flight.push(Instant::now(), 1);
-        assert!(in_flight.answer(7, &mut done).is_none());
-        assert!(in_flight.answer(0, &mut done).is_some());
-        assert!(in_flight.answer(0, &mut done).is_none(), "answered twice");
     }
 }

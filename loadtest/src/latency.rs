@@ -1,29 +1,18 @@
-//! Latencies in an HDR histogram: three significant digits from 1 µs to 10 minutes, mergeable without loss.
+//! Latencies in HDR histograms: three significant digits from 1 µs to 10 minutes, mergeable without loss.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
-use serde::Serialize;
+
+use crate::summary::Percentiles;
 
 /// Longer latencies count as this long.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// A distribution of latencies. Each stream fills its own; the report merges them.
+/// A distribution of latencies.
 #[derive(Clone, Debug)]
 pub struct Latency(Histogram<u64>);
-
-/// The percentiles a report shows, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-#[allow(missing_docs)]
-pub struct Percentiles {
-    pub count: u64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p999: f64,
-    pub max: f64,
-}
 
 impl Latency {
     /// An empty distribution.
@@ -47,11 +36,22 @@ impl Latency {
         Ok(self.0.add(&other.0)?)
     }
 
-    /// What the report shows; all zero while nothing was counted.
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    /// The histogram, in microseconds.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
+    /// What a summary shows; all zero while nothing was counted.
     pub fn percentiles(&self) -> Percentiles {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
         Percentiles {
             count: self.0.len(),
+            mean: self.0.mean() / 1e3,
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),

@@ -1,32 +1,55 @@
 //! Loads a coderelay deployment and measures what it did.
 //!
-//! `corpus → generator → (ingest → Kafka → processor → CQL) → latency, backlog, scrape, resources → ingest, drain → figures → report`
+//! ```text
+//! scenario ─▶ plan ─▶ generator ─▶ (ingest ─▶ Kafka ─▶ processor ─▶ CQL) ─▶ reader, rows, table ─▶ audit ─▶ summary ─▶ report
+//!             corpus                  ▲ faults                      recorder, timeline ─▶ thresholds
+//! ```
+
+pub mod scenario;
+pub mod threshold;
 
 pub mod corpus;
+pub mod plan;
 
+mod in_flight;
 pub mod generator;
+
+pub mod latency;
+pub mod recorder;
+
+pub mod deployment;
+pub mod faults;
+
+pub mod backlog;
+pub mod resources;
+pub mod scrape;
+pub mod timeline;
 
 pub mod audit;
 pub mod reader;
 pub mod table;
+pub mod rows;
 
-pub mod latency;
+pub mod knee;
+pub mod start;
 
-pub mod backlog;
-pub mod scrape;
-
-pub mod resources;
-
-pub mod ingest;
-
-pub mod drain;
-
-pub mod figures;
-pub mod limits;
-pub mod sizes;
+pub mod run;
+mod outcome;
 pub mod machine;
-
-pub mod report;
 pub mod summary;
 
+pub mod limits;
+pub mod sizes;
+
+pub mod results;
+pub mod report;
+mod noise;
+pub mod compare;
+pub mod merge;
+
+pub mod targets;
+pub mod bench;
+
+mod progress;
+mod view;
 pub mod cli;

@@ -27,8 +27,10 @@ const CONCURRENCY: usize = 4;
 const PAGE_BYTES: usize = 2 << 20;
 /// Most rows of a page.
 const PAGE_ROWS: usize = 1000;
-/// Time between two looks for a row.
+/// Shortest time between two looks for a row.
 const INTERVAL: Duration = Duration::from_millis(1);
+/// Longest time between two looks, as a part of the time it was looked for: the answer is late by no more than that.
+const LATENESS: u32 = 20;
 
 type Row<'a> = (&'a str, CqlDate, &'a [u8], &'a [u8], Option<HashMap<&'a str, &'a str>>, CqlTimestamp);
 
@@ -102,14 +104,14 @@ impl Table {
         }
     }
 
-    /// Looks for packet `n` under `day` every other millisecond until its row is there; when it was, or `None` if it was
+    /// Looks for packet `n` under `day` again and again, less often the longer it takes, until its row is there; when it was, or `None` if it was
     /// not within `patience`.
     ///
     /// # Errors
     /// When the store does not answer.
     pub async fn readable(&self, corpus: &Corpus, n: u64, day: CqlDate, patience: Duration) -> Result<Option<Instant>> {
         let (repo_id, packet_id) = (corpus.repo_id(n), corpus.packet_id(n));
-        let deadline = Instant::now() + patience;
+        let since = Instant::now();
         loop {
             let key = (repo_id.as_str(), day, packet_id.as_slice());
             let result = self.session.execute_unpaged(&self.select, key).await.context("cannot read a row")?;
@@ -117,10 +119,10 @@ impl Table {
             if result.into_rows_result()?.rows_num() > 0 {
                 return Ok(Some(now));
             }
-            if now > deadline {
+            if now - since > patience {
                 return Ok(None);
             }
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(((now - since) / LATENESS).max(INTERVAL)).await;
         }
     }
 }
