@@ -32,7 +32,7 @@ pub struct LimitsArgs {
     /// Replicas of topics and rows.
     #[arg(long, default_value_t = 1)]
     replicas: u32,
-    /// How long each part runs before it is measured. JVMs that have just started need several seconds.
+    /// Each part runs three to ten times as long before it is measured, until its rate no longer grows.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "1s")]
     warm_up: Duration,
     /// How long each part is measured.
