@@ -1,9 +1,9 @@
 //! The configuration of `ingest`: one table a concern, every key with its unit and default.
 //!
 //! Memory has one bound, the sum of: twice `admission.bytes` (a request while it is copied into the Kafka client),
-//! `admission.packets` × 1 KiB, `grpc.max_message_size` for refused requests, and what HTTP/2 holds of streams that nobody
-//! reads while the budget is spent (`grpc.stream_window` for each such stream, `grpc.connection_window` at most for each
-//! connection).
+//! `admission.packets` × 1 KiB, `grpc.max_message_size` for refused requests, 16 MiB a core for inflating, and what HTTP/2 holds
+//! of streams that nobody reads while the budget is spent (`grpc.stream_window` for each such stream, `grpc.connection_window`
+//! at most for each connection).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -83,31 +83,22 @@ impl Frames {
     /// What ends the call: silence, a message that is too large, too slow, cut short or compressed wrongly, or a client
     /// that has gone (`CANCELLED`; nobody hears it).
     pub async fn next(&mut self) -> Result<Option<Frame>, Failure> {
-        match timeout(self.limits.idle_timeout, self.more()).await {
-            Ok(more) => {
-                if !more? {
-                    return Ok(None);
-                }
+        // No timer for what is there already, as in `take`: most messages are small and come several in one chunk.
+        if self.chunk.is_empty() {
+            let more = timeout(self.limits.idle_timeout, self.more()).await;
+            if !more.unwrap_or_else(|_elapsed| Err(idle()))? {
+                return Ok(None);
             }
-            Err(_elapsed) => return Err(idle()),
         }
         let received = Instant::now();
-        let (compressed, length) = self.in_time(Self::prefix).await?;
+        let (compressed, length) = self.prefix().await?;
         // A compressed message does not say how far it will expand.
         let mut reservation =
             self.admission.reserve(if compressed { self.limits.max_message_size } else { length }).await;
-        let message = self.in_time(async |frames| frames.take(length as usize).await).await?;
+        let message = self.take(length as usize).await?;
         let message = if compressed { self.expand(&message)? } else { message };
         reservation.shrink_to(message.len() as u32);
         Ok(Some(Frame { message, reservation, received }))
-    }
-
-    async fn in_time<T>(&mut self, read: impl AsyncFnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
-        let limit = self.limits.message_timeout;
-        timeout(limit, read(self)).await.unwrap_or_else(|_elapsed| {
-            let message = "the client began a message and did not finish it in time";
-            Err(Failure::permanent(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message))
-        })
     }
 
     async fn prefix(&mut self) -> Result<(bool, u32), Failure> {
@@ -128,11 +119,18 @@ impl Frames {
         }
     }
 
-    /// Exactly `length` bytes, in one piece.
+    /// Exactly `length` bytes, in one piece and in time.
     async fn take(&mut self, length: usize) -> Result<Bytes, Failure> {
         if self.chunk.len() >= length {
             return Ok(self.chunk.split_to(length));
         }
+        timeout(self.limits.message_timeout, self.gather(length)).await.unwrap_or_else(|_elapsed| {
+            let message = "the client began a message and did not finish it in time";
+            Err(Failure::permanent(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message))
+        })
+    }
+
+    async fn gather(&mut self, length: usize) -> Result<Bytes, Failure> {
         let mut gathered = BytesMut::with_capacity(length);
         while gathered.len() < length {
             if !self.more().await? {

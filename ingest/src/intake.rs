@@ -56,8 +56,8 @@ impl Intake {
         let reply = Reply::new(request.seq, packets, topic, received, slot);
         match self.admission.admit(reservation, packets as u32).await {
             Ok(permit) => {
-                let span = origin.span(packets);
-                let traceparent = origin.traceparent(&span, self.exports_traces);
+                let span = origin.span(packets, self.exports_traces);
+                let traceparent = origin.traceparent(&span);
                 let headers = self.producer.request_headers(&traceparent, origin.tracestate());
                 self.produce(request, &reply, permit, &headers).instrument(span).await;
             }

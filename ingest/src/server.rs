@@ -118,7 +118,9 @@ fn serve(
     };
     let draining = intake.draining.clone();
     let service = IngestService::new(intake, config.max_streams as usize, limits);
-    let reflection = Reflection::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET).build_v1()?;
+    // Python's client and older tools ask for v1alpha only.
+    let describe = || Reflection::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
+    let (reflection, reflection_alpha) = (describe().build_v1()?, describe().build_v1alpha()?);
 
     let mut server = Server::builder()
         .initial_stream_window_size(config.stream_window.get() as u32)
@@ -140,6 +142,7 @@ fn serve(
         .add_service(service)
         .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(connections, draining.cancelled_owned());
     Ok(tokio::spawn(serving))
 }

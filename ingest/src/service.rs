@@ -9,12 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use coderelay_schemas::pb::{PublishBatchResponse, PublishResponse};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use http::{HeaderValue, Request, Response, header};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride};
 use tonic::server::NamedService;
@@ -27,9 +26,12 @@ use crate::intake::Intake;
 use crate::metrics::METRICS;
 use crate::outcome::Failure;
 use crate::reply::Answer;
-use crate::stream::Stream;
+use crate::stream;
 use crate::trace::{Origin, REQUEST_ID};
 use crate::wire::Call;
+
+/// Results from which on a response is not added to: clients refuse large messages, gRPC's own limit is 4 MiB.
+const RESULTS_GATHERED: usize = 100;
 
 /// `coderelay.v1.Ingest`.
 #[derive(Debug, Clone)]
@@ -92,7 +94,7 @@ impl IngestService {
 
     fn publish(self, frames: Frames, origin: Origin, permit: OwnedSemaphorePermit) -> Response<Body> {
         let (answers, answered) = mpsc::channel(self.limits.unanswered);
-        let stream = Stream {
+        let stream = stream::Stream {
             intake: Arc::clone(&self.intake),
             frames,
             answers,
@@ -103,9 +105,9 @@ impl IngestService {
         // Not bound to the response: a request that was taken is worked to its end even if its client has left.
         self.intake.calls.spawn(stream.run());
         let token = (self.intake.calls.token(), permit);
-        let responses = ReceiverStream::new(answered).map(move |answer| {
+        let responses = responses(answered).map(move |response| {
             let _open_until_the_last = &token;
-            answer.map(|results| PublishResponse { results })
+            response
         });
         respond(responses)
     }
@@ -138,10 +140,32 @@ impl IngestService {
     }
 }
 
+/// Answers that are ready together leave in one response: where every packet has a request of its own, a message for each
+/// would cost both sides more than its result.
+fn responses(answers: mpsc::Receiver<Answer>) -> impl Stream<Item = Result<PublishResponse, Status>> {
+    futures::stream::unfold((answers, None), |(mut answers, end)| async {
+        let first = match end {
+            Some(status) => Err(status),
+            None => answers.recv().await?,
+        };
+        let mut results = match first {
+            Ok(results) => results,
+            Err(status) => return Some((Err(status), (answers, None))),
+        };
+        let mut end = None;
+        while results.len() < RESULTS_GATHERED && end.is_none() {
+            match answers.try_recv() {
+                Ok(Ok(more)) => results.extend(more),
+                Ok(Err(status)) => end = Some(status),
+                Err(_none_ready) => break,
+            }
+        }
+        Some((Ok(PublishResponse { results }), (answers, end)))
+    })
+}
+
 /// A response as gRPC frames it. Never compressed: it is mostly ids.
-fn respond<M: Message + 'static>(
-    messages: impl futures::Stream<Item = Result<M, Status>> + Send + 'static,
-) -> Response<Body> {
+fn respond<M: Message + 'static>(messages: impl Stream<Item = Result<M, Status>> + Send + 'static) -> Response<Body> {
     let encoder = ProstEncoder::<M>::default();
     let body = EncodeBody::new_server(encoder, messages, None, SingleMessageCompressionOverride::default(), None);
     let mut response = Response::new(Body::new(body));
@@ -166,5 +190,45 @@ impl Service<Request<Body>> for IngestService {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move { Ok(service.call_method(request).await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coderelay_schemas::pb::PublishResult;
+
+    fn answer(seqs: std::ops::Range<u64>) -> Answer {
+        Ok(seqs.map(|seq| PublishResult { seq, ..Default::default() }).collect())
+    }
+
+    async fn sent(answers: impl IntoIterator<Item = Answer>) -> Vec<Result<Vec<u64>, Code>> {
+        let (sender, receiver) = mpsc::channel(64);
+        for answer in answers {
+            sender.try_send(answer).unwrap();
+        }
+        drop(sender);
+        let seqs = |response: PublishResponse| response.results.iter().map(|result| result.seq).collect();
+        responses(receiver).map(|response| response.map(seqs).map_err(|status| status.code())).collect().await
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_ready_together_leave_in_one_response_and_the_status_after_them() {
+        let answers = (0..5).map(|seq| answer(seq..seq + 1)).chain([Err(Status::unavailable("draining"))]);
+        assert_eq!(sent(answers).await, [Ok(vec![0, 1, 2, 3, 4]), Err(Code::Unavailable)]);
+        assert_eq!(sent([Err(Status::unavailable("draining"))]).await, [Err(Code::Unavailable)]);
+    }
+
+    #[tokio::test]
+    async fn every_result_leaves_once_and_no_response_grows_much_over_its_largest_answer() {
+        let answers = (0..60_u64).map(|n| answer(n * 7..n * 7 + 7)).chain([answer(420..1420), answer(1420..1421)]);
+        let responses: Vec<Vec<u64>> = sent(answers).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(responses.concat(), (0..1421).collect::<Vec<_>>());
+        assert!(responses.len() > 3 && responses.iter().all(|seqs| seqs.len() < RESULTS_GATHERED + 1000));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_results_is_a_response_too() {
+        assert_eq!(sent([answer(0..0)]).await, [Ok(vec![])]);
     }
 }

@@ -1,9 +1,11 @@
 //! One Publish stream: reads requests as long as there is room for their answers.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 
@@ -48,33 +50,41 @@ impl Stream {
     }
 
     async fn read(&mut self) -> Result<(), Failure> {
+        let Self { intake, frames, answers, origin, idle_timeout, until } = self;
+        // Made once: to register with a token or a timer for every request costs as much as to read a small one.
+        let mut ended = pin!(ended(intake, *until));
+        let mut closed = pin!(answers.closed());
         loop {
-            let slot = self.slot().await?;
+            let slot = tokio::select! {
+                biased;
+                failure = &mut ended => return Err(failure),
+                slot = slot(answers, *idle_timeout) => slot?,
+            };
             let frame = tokio::select! {
                 biased;
-                failure = ended(&self.intake, self.until) => return Err(failure),
-                () = self.answers.closed() => return Err(gone()),
-                frame = self.frames.next() => frame?,
+                failure = &mut ended => return Err(failure),
+                () = &mut closed => return Err(gone()),
+                frame = frames.next() => frame?,
             };
             match frame {
-                Some(frame) => self.intake.take(Call::Publish, frame, slot, &self.origin).await?,
+                Some(frame) => intake.take(Call::Publish, frame, slot, origin).await?,
                 None => return Ok(()),
             }
         }
     }
+}
 
-    /// A place for the next answer. Until there is one nothing is read: a client that does not take its answers is held by
-    /// flow control.
-    async fn slot(&mut self) -> Result<Slot, Failure> {
-        tokio::select! {
-            biased;
-            failure = ended(&self.intake, self.until) => Err(failure),
-            slot = timeout(self.idle_timeout, self.answers.clone().reserve_owned()) => match slot {
-                Ok(Ok(slot)) => Ok(slot),
-                Ok(Err(_closed)) => Err(gone()),
-                Err(_elapsed) => Err(idle()),
-            },
-        }
+/// A place for the next answer. Until there is one nothing is read: a client that does not take its answers is held by flow
+/// control.
+async fn slot(answers: &Sender<Answer>, patience: Duration) -> Result<Slot, Failure> {
+    match answers.clone().try_reserve_owned() {
+        Ok(slot) => Ok(slot),
+        Err(TrySendError::Closed(_)) => Err(gone()),
+        Err(TrySendError::Full(answers)) => match timeout(patience, answers.reserve_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_closed)) => Err(gone()),
+            Err(_elapsed) => Err(idle()),
+        },
     }
 }
 

@@ -127,7 +127,9 @@ async fn entries(
     entry!(entry::CONSUME, |work| cluster.consume(work));
     progress("measuring transactions and the same without");
     let copies = transactions(span, cluster).await.context("measuring transactions")?;
-    copies.iter().for_each(|limit| progress(&limit.to_string()));
+    for limit in &copies {
+        progress(&limit.to_string());
+    }
     limits.extend(copies);
     entry!(entry::CQL_SINGLE, |work| table.insert_singly(pool, work));
     entry!(entry::CQL_BATCH, |work| table.insert_batches(pool, work));

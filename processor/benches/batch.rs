@@ -75,7 +75,11 @@ fn full_memory() -> Memory {
         let key = u128::from_be_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"));
         Entry { key, fingerprint: number }
     };
-    memory.publish((0..CAPACITY).map(entry));
+    // As batches bring them, partition by partition.
+    let entries: Vec<_> = (0..CAPACITY).map(entry).collect();
+    for (batch, entries) in entries.chunks(400).enumerate() {
+        memory.publish((batch % PARTITIONS) as i32, entries);
+    }
     memory
 }
 
@@ -98,7 +102,7 @@ fn benches(c: &mut Criterion) {
         b.iter(|| black_box((checked.next_offsets(), plan.entries(&checked))));
     });
     group_of.bench_function("remember", |b| {
-        b.iter(|| memory.publish(plan.entries(&checked).into_values().flatten()));
+        b.iter(|| plan.entries(&checked).iter().for_each(|(partition, entries)| memory.publish(*partition, entries)));
     });
     // Now the memory holds them.
     group_of

@@ -7,7 +7,7 @@ use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::validate::PacketLimits;
 
 use crate::decode::{Packet, Rejection, Row, decode};
-use crate::dedup::{Judgement, Memory, Pending};
+use crate::dedup::{Judgement, Memory};
 use crate::ports::RowOutcome;
 use crate::record::{Record, TopicPartition};
 
@@ -92,25 +92,30 @@ pub struct Plan {
 impl Plan {
     /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired.
     pub fn of(batch: &Batch, memory: &Memory, limits: &PacketLimits, expired_before_ms: Option<i64>) -> Self {
-        let mut pending = Pending::default();
-        let fates = batch
-            .records()
-            .iter()
-            .map(|record| {
-                if let Some(rejection) = expire(record, expired_before_ms) {
-                    return Fate::Rejected(rejection);
-                }
-                match decode(record, limits) {
-                    Err(rejection) => Fate::Rejected(rejection),
-                    Ok(packet) => match pending.judge(memory, &packet.entry) {
-                        Judgement::New => Fate::Accepted(Box::new(packet)),
-                        Judgement::Duplicate => Fate::Duplicate(packet.entry),
-                        Judgement::Conflict => Fate::Rejected(conflict(&packet)),
-                    },
-                }
-            })
+        let fate = |record| match expire(record, expired_before_ms) {
+            Some(rejection) => Fate::Rejected(rejection),
+            None => decode(record, limits).map_or_else(Fate::Rejected, |packet| Fate::Accepted(Box::new(packet))),
+        };
+        let mut plan = Self { fates: batch.records().iter().map(fate).collect() };
+        plan.judge(batch, memory);
+        plan
+    }
+
+    /// Takes duplicates and conflicts out of the accepted packets, partition by partition.
+    fn judge(&mut self, batch: &Batch, memory: &Memory) {
+        let mut judgements: BTreeMap<i32, _> = self
+            .entries(batch)
+            .into_iter()
+            .map(|(partition, entries)| (partition, memory.judge(partition, &entries).into_iter()))
             .collect();
-        Self { fates }
+        for (record, fate) in batch.records().iter().zip(&mut self.fates) {
+            let Fate::Accepted(packet) = fate else { continue };
+            match judgements.get_mut(&record.source.partition).and_then(Iterator::next) {
+                Some(Judgement::Duplicate) => *fate = Fate::Duplicate(packet.entry),
+                Some(Judgement::Conflict) => *fate = Fate::Rejected(conflict(packet)),
+                Some(Judgement::New) | None => {}
+            }
+        }
     }
 
     /// The rows to store, in order.

@@ -197,9 +197,9 @@ pub struct DedupConfig {
     /// How long an accepted id is remembered. Has to be shorter than the ledger topic's retention, which is one day.
     #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(82_800)))]
     pub window: HumanDuration,
-    /// Ids remembered at once, over all workers: at least the window times the packets accepted per second, at about 370 bytes of memory
-    /// each. When more are accepted within the window, the oldest are forgotten early, and a duplicate
-    /// of those would pass: `coderelay_dedup_evictions_total` counts them.
+    /// Ids remembered at once, over all workers: at least 9/8 of the window times the packets accepted per second, at 29 to 57 bytes of
+    /// memory each. When more are accepted within the window, the oldest are forgotten early, and a duplicate of those would pass:
+    /// `coderelay_dedup_evictions_total` counts them.
     #[garde(range(min = 1))]
     pub capacity: u64,
 }

@@ -260,9 +260,9 @@ where
             self.unreplayed.iter().map(|tp| (tp.partition, self.memory.replayed_to(tp.partition))).collect();
         let since = self.clock.wall().checked_sub(self.limits.window + CLOCK_SKEW).unwrap_or(UNIX_EPOCH);
         let mut entries = 0_u64;
-        let ends = self.ledger.replay(&from, since, &mut |entry| {
-            entries += 1;
-            self.memory.publish([entry]);
+        let ends = self.ledger.replay(&from, since, &mut |partition, committed| {
+            entries += committed.len() as u64;
+            self.memory.publish(partition, committed);
         })?;
         for (partition, end) in ends {
             self.memory.mark_replayed(partition, end);
@@ -305,7 +305,6 @@ where
         }
         let (outcomes, sample) = self.store.write(&rows, self.pace.concurrency())?;
         self.pace.observe(sample, self.clock.now());
-        self.metrics.pull_rate(self.pace.rate());
         self.metrics.store_up(true);
         plan.settle(outcomes);
         failpoint::hit("after-store");
@@ -356,11 +355,12 @@ where
         self.transaction.commit()?;
         failpoint::hit("after-commit");
 
-        self.memory.publish(entries.into_values().flatten());
+        for (partition, entries) in &entries {
+            self.memory.publish(*partition, entries);
+        }
         let now = self.clock.now();
         self.metrics.committed(plan.fates(), now.saturating_duration_since(started));
         self.metrics.processed(self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun)));
-        self.metrics.memory(&self.memory);
         Ok(self.batch.len())
     }
 }

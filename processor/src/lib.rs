@@ -88,7 +88,7 @@ pub async fn run(config: ProcessorConfig, shutdown: CancellationToken) -> anyhow
 
 /// Keeps the readiness checks current until the workers are to stop.
 async fn watch(readiness: &Readiness, shared: &Shared, workers: usize) {
-    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return,

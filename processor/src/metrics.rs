@@ -26,20 +26,26 @@ pub struct Metrics {
     store_failures: Counter<u64>,
     store_up: Gauge<u64>,
     store_is_up: AtomicBool,
-    pull_rate: Gauge<f64>,
-    dedup_entries: Gauge<u64>,
     replay_duration: Histogram<f64>,
     replay_entries: Counter<u64>,
     workers: Arc<Mutex<HashMap<usize, WorkerState>>>,
 }
 
 /// What one worker last reported.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct WorkerState {
     /// Records waiting, per source topic.
     waiting: HashMap<String, u64>,
     /// Partitions held; `None` before the first assignment.
     partitions: Option<usize>,
+    /// Records per second it allows itself; infinite when nothing limits.
+    pull_rate: f64,
+}
+
+impl Default for WorkerState {
+    fn default() -> Self {
+        Self { waiting: HashMap::new(), partitions: None, pull_rate: f64::INFINITY }
+    }
 }
 
 impl Metrics {
@@ -62,6 +68,23 @@ impl Metrics {
                     observer.observe(waiting, &[KeyValue::new("queue", topic)]);
                 }
             })
+            .build();
+        let observed = Arc::clone(&workers);
+        meter
+            .f64_observable_gauge("coderelay.processor.pull.rate")
+            .with_description("Records per second a worker allows itself; absent while nothing limits it")
+            .with_callback(move |observer| {
+                // Infinity is no value that an OpenTelemetry instrument takes.
+                for (worker, state) in lock(&observed).iter().filter(|(_, state)| state.pull_rate.is_finite()) {
+                    observer.observe(state.pull_rate, &[KeyValue::new("worker", *worker as i64)]);
+                }
+            })
+            .build();
+        let held = Arc::clone(memory);
+        meter
+            .u64_observable_gauge("coderelay.dedup.entries")
+            .with_description("Ids remembered")
+            .with_callback(move |observer| observer.observe(held.len(), &[]))
             .build();
         let evicted = Arc::clone(memory);
         meter
@@ -99,11 +122,6 @@ impl Metrics {
                 .with_description("1 while the store takes writes")
                 .build(),
             store_is_up: AtomicBool::new(false),
-            pull_rate: meter
-                .f64_gauge("coderelay.processor.pull.rate")
-                .with_description("Records per second a worker allows itself; +Inf when nothing limits")
-                .build(),
-            dedup_entries: meter.u64_gauge("coderelay.dedup.entries").with_description("Ids remembered").build(),
             replay_duration: seconds("coderelay.ledger.replay.duration", "Replaying the ledger of assigned partitions"),
             replay_entries: counter("coderelay.ledger.replay.entries", "Ledger entries replayed"),
             workers,
@@ -178,14 +196,9 @@ impl Metrics {
         self.store_is_up.load(Ordering::Relaxed)
     }
 
-    /// Records per second a worker allows itself.
-    pub fn pull_rate(&self, rate: f64) {
-        self.pull_rate.record(rate, &[]);
-    }
-
-    /// The state of the memory.
-    pub fn memory(&self, memory: &Memory) {
-        self.dedup_entries.record(memory.len(), &[]);
+    /// Records per second `worker` allows itself; infinite when nothing limits.
+    pub fn pull_rate(&self, worker: usize, rate: f64) {
+        lock(&self.workers).entry(worker).or_default().pull_rate = rate;
     }
 
     /// The ledger of assigned partitions was replayed.

@@ -86,8 +86,8 @@ pub trait Source {
 
 /// The ledger topic as a reader of committed records sees it.
 pub trait Ledger {
-    /// Hands every entry that was committed before this call to `visit`: per partition from the given offset, or from `since`, whichever
-    /// is later. Returns for each partition the offset up to which it is now known.
+    /// Hands every entry that was committed before this call to `visit`, with its partition and in its order there: from the given offset,
+    /// or from `since`, whichever is later. Returns for each partition the offset up to which it is now known.
     ///
     /// # Errors
     /// When the topic cannot be read to its end.
@@ -95,7 +95,7 @@ pub trait Ledger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         since: SystemTime,
-        visit: &mut dyn FnMut(Entry),
+        visit: &mut dyn FnMut(i32, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault>;
 }
 
@@ -126,7 +126,7 @@ pub trait Store {
     /// [`Unavailable`] when a row could be neither stored nor refused. Others may have been stored.
     fn write(&mut self, rows: &[&Row], concurrency: usize) -> Result<(Vec<RowOutcome>, StoreSample), Unavailable>;
 
-    /// Whether the store answers.
+    /// Whether the store takes writes.
     ///
     /// # Errors
     /// The reason why it does not.

@@ -64,6 +64,11 @@ pub struct Headers {
 const NULL: u32 = u32::MAX;
 
 impl Headers {
+    /// No headers, with room for `bytes` of them.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { packed: Vec::with_capacity(bytes), unreadable: false }
+    }
+
     /// Appends a header; `None` is a null value.
     pub fn push(&mut self, name: &str, value: Option<&[u8]>) {
         self.packed.extend_from_slice(&(name.len() as u32).to_le_bytes());

@@ -102,6 +102,7 @@ fn run(number: usize, identity: &Identity, shared: &Shared, pace: &mut Pace) -> 
     let mut outcome = Ok(());
     while outcome.is_ok() && !shared.stop.is_cancelled() {
         outcome = cycle.turn().map(drop);
+        shared.metrics.pull_rate(number, cycle.pace().rate());
     }
     pace.clone_from(cycle.pace());
     outcome

@@ -28,6 +28,11 @@ pub fn insert(keyspace: &str) -> String {
     statement(include_str!("../cql/insert.cql"), keyspace)
 }
 
+/// Writes a row that is gone after a second, to see whether the store takes writes. Binds what [`insert`] binds.
+pub fn probe(keyspace: &str) -> String {
+    statement(include_str!("../cql/probe.cql"), keyspace)
+}
+
 /// Reads one packet. Binds `repo_id, day, packet_id`; yields [`COLUMNS`].
 pub fn select_packet(keyspace: &str) -> String {
     statement(include_str!("../cql/select_packet.cql"), keyspace)
@@ -65,6 +70,7 @@ mod tests {
             create_keyspace("ks", 3),
             create_table("ks"),
             insert("ks"),
+            probe("ks"),
             select_packet("ks"),
             select_day("ks"),
             scan_ids("ks"),
@@ -82,10 +88,11 @@ mod tests {
 
     #[test]
     fn the_insert_binds_every_column_and_the_timestamp() {
-        let insert = insert(KEYSPACE);
-        assert_eq!(insert.matches('?').count(), COLUMNS.len() + 1);
-        for column in COLUMNS {
-            assert!(insert.contains(column) && create_table(KEYSPACE).contains(column), "{column}");
+        for insert in [insert(KEYSPACE), probe(KEYSPACE)] {
+            assert_eq!(insert.matches('?').count(), COLUMNS.len() + 1);
+            for column in COLUMNS {
+                assert!(insert.contains(column) && create_table(KEYSPACE).contains(column), "{column}");
+            }
         }
     }
 }

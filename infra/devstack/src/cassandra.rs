@@ -9,6 +9,7 @@ use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
 use crate::readiness::Probe;
+use crate::security::Security;
 
 const LOGBACK: &str = include_str!("../conf/logback.xml");
 
@@ -71,17 +72,23 @@ pub(crate) struct Node {
     cql_port: u16,
     storage_port: u16,
     commit_log: CommitLog,
+    security: Option<Security>,
 }
 
 impl Node {
     /// A new node; CQL on `port` if that is free.
-    pub(crate) fn new(jars: PathBuf, port: Option<u16>, commit_log: CommitLog) -> Result<Self> {
+    pub(crate) fn new(
+        jars: PathBuf,
+        port: Option<u16>,
+        commit_log: CommitLog,
+        security: Option<Security>,
+    ) -> Result<Self> {
         let any = || free_port().map_err(Error::io("127.0.0.1"));
         let cql_port = match port {
             Some(port) => preferred_port(port).map_err(Error::io("127.0.0.1"))?,
             None => any()?,
         };
-        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()?, commit_log })
+        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()?, commit_log, security })
     }
 
     /// `host:port` of its native transport.
@@ -98,7 +105,8 @@ impl Node {
         fs::write(&yaml, self.yaml(&dir.join("data"))).map_err(Error::io(&yaml))?;
         let logback = conf.join("logback.xml");
         fs::write(&logback, LOGBACK).map_err(Error::io(&logback))?;
-        let probe = Probe::Cql { address: self.contact() };
+        let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
+        let probe = Probe::Cql { address: self.contact(), credentials };
         let args = self.java_args(&dir, &conf)?;
         Process::launch(Launch::new("cassandra", &self.java, &dir).args(args).ready_when(probe))
     }
@@ -143,6 +151,7 @@ impl Node {
     fn yaml(&self, data: &Path) -> String {
         let Self { cql_port, storage_port, .. } = self;
         let (data, commit_log) = (data.display(), self.commit_log.yaml());
+        let security = self.security.as_ref().map(Security::cassandra_yaml).unwrap_or_default();
         format!(
             r#"cluster_name: coderelay
 num_tokens: 1
@@ -165,7 +174,7 @@ storage_compatibility_mode: NONE
 batch_size_warn_threshold: 1MiB
 batch_size_fail_threshold: 8MiB
 auto_snapshot: false
-"#
+{security}"#
         )
     }
 }

@@ -12,6 +12,8 @@ mod home;
 mod state;
 mod view;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -102,6 +104,14 @@ fn brokers(text: &str) -> Result<usize, String> {
         "1" => Ok(1),
         "3" => Ok(3),
         _ => Err("one or three".into()),
+    }
+}
+
+/// A line to standard output. That whoever reads it has seen enough (`status | head -1`) is no error.
+fn print(line: impl Display) -> io::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
 use crate::readiness::Probe;
+use crate::security::Security;
 
 const LOG4J: &str = include_str!("../conf/log4j2.properties");
 
@@ -36,11 +37,12 @@ pub(crate) struct Cluster {
     java: PathBuf,
     id: String,
     listeners: Vec<Listener>,
+    security: Option<Security>,
 }
 
 impl Cluster {
     /// A new cluster of `brokers` nodes; the first broker listens on `port` if that is free.
-    pub(crate) fn new(jars: PathBuf, brokers: usize, port: Option<u16>) -> Result<Self> {
+    pub(crate) fn new(jars: PathBuf, brokers: usize, port: Option<u16>, security: Option<Security>) -> Result<Self> {
         let listen = |index: usize| -> io::Result<Listener> {
             let broker = match port {
                 Some(port) if index == 0 => preferred_port(port)?,
@@ -49,7 +51,7 @@ impl Cluster {
             Ok(Listener { id: index as i32 + 1, broker, controller: free_port()? })
         };
         let listeners = (0..brokers).map(listen).collect::<io::Result<_>>().map_err(Error::io("127.0.0.1"))?;
-        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners })
+        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security })
     }
 
     /// Starts every node, each in its folder below `dir`.
@@ -75,7 +77,8 @@ impl Cluster {
             "kafka.Kafka".to_owned(),
             properties.display().to_string(),
         ];
-        let probe = Probe::Kafka { address: address(listener.broker), id: listener.id };
+        let credentials = self.security.as_ref().map(|security| security.credentials.clone());
+        let probe = Probe::Kafka { address: address(listener.broker), id: listener.id, credentials };
         Process::launch(Launch::new(node_name(listener), &self.java, dir).args(args).ready_when(probe))
     }
 
@@ -130,16 +133,20 @@ impl Cluster {
         let session_ms = if self.listeners.len() < 3 { 2_000 } else { 6_000 };
         let heartbeat_ms = session_ms / 6;
         let data = data.display();
+        let (protocol, security) = match &self.security {
+            None => ("PLAINTEXT", String::new()),
+            Some(security) => ("SASL_SSL", security.kafka_properties()),
+        };
         format!(
             "\
 process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={protocol}://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={protocol}://127.0.0.1:{broker}
+listener.security.protocol.map={protocol}:{protocol},CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name={protocol}
 log.dirs={data}
 broker.session.timeout.ms={session_ms}
 broker.heartbeat.interval.ms={heartbeat_ms}
@@ -161,7 +168,7 @@ log.cleaner.dedupe.buffer.size=8388608
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-"
+{security}"
         )
     }
 

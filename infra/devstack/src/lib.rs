@@ -1,4 +1,4 @@
-//! pom ─▶ jars ─▶ folder, ports ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace
+//! pom ─▶ jars ─▶ folder, ports, security ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace
 //!
 //! A real Kafka and a real Cassandra as child processes, for development and tests:
 //!
@@ -21,6 +21,7 @@ mod jars;
 
 mod folder;
 mod ports;
+mod security;
 
 mod launch;
 mod process;
@@ -44,4 +45,5 @@ pub use ports::{free_port, preferred_port};
 pub use process::{Process, tail};
 pub use progress::{Event, Observer};
 pub use readiness::Probe;
+pub use security::Credentials;
 pub use stack::{Builder, Stack, shared};

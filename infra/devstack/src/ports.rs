@@ -1,14 +1,16 @@
 //! Ports for servers that are started, killed and started again at the same address.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use rand::Rng;
 
-/// The ports handed out so far, so that no two servers of this process get one port before either listens.
-static TAKEN: LazyLock<Mutex<BTreeSet<u16>>> = LazyLock::new(Mutex::default);
+/// The ports handed out so far and the [`mark`] of each, so that no two servers get one port before either listens.
+static TAKEN: LazyLock<Mutex<BTreeMap<u16, UnixListener>>> = LazyLock::new(Mutex::default);
 
 /// Below every usual ephemeral range (Linux 32768, IANA 49152): the kernel lends no such port to an outgoing connection
 /// while its server is down, so a killed node can always have its port back.
@@ -16,7 +18,7 @@ const RANGE: std::ops::Range<u16> = 12_000..32_000;
 
 const ATTEMPTS: usize = 1_000;
 
-/// A port of 127.0.0.1 on which nothing listens, different each time it is asked for in this process.
+/// A port of 127.0.0.1 on which nothing listens, and that no process on this machine was given that still lives.
 ///
 /// # Errors
 /// If a thousand random ports were all in use.
@@ -38,11 +40,21 @@ pub fn preferred_port(preferred: u16) -> io::Result<u16> {
 
 fn claim(port: u16) -> bool {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    !taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && taken.insert(port)
+    // In this order: whoever holds the mark may not listen yet.
+    let Ok(mark) = mark(port) else { return false };
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && taken.insert(port, mark).is_none()
+}
+
+/// Claims the port among all processes of this machine that ask here: a name that the kernel gives to one socket at a time, and
+/// takes back when the process ends.
+fn mark(port: u16) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("coderelay-devstack-port-{port}"))?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -56,5 +68,12 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let used = listener.local_addr().unwrap().port();
         assert_ne!(preferred_port(used).unwrap(), used);
+    }
+
+    #[test]
+    fn a_port_that_another_process_has_claimed_is_left_to_it() {
+        let port = RANGE.end - 1;
+        let _others = mark(port).unwrap();
+        assert_ne!(preferred_port(port).unwrap(), port);
     }
 }

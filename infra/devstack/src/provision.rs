@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 
 use crate::error::{Error, Result};
-use crate::readiness::{cql_session, quiet_client};
+use crate::security::Credentials;
 use crate::stack::Stack;
 
 /// How long the brokers may take to create topics and to elect their leaders.
@@ -32,7 +32,7 @@ impl Stack {
                 settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
             })
             .collect();
-        let admin: AdminClient<DefaultClientContext> = quiet_client(&self.bootstrap_servers()).create()?;
+        let admin: AdminClient<DefaultClientContext> = self.kafka_client().create()?;
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
         for created in admin.create_topics(&topics, &options).await? {
             match created {
@@ -53,10 +53,20 @@ impl Stack {
     /// # Panics
     /// If the stack was built without Cassandra.
     pub async fn create_keyspace(&self, name: &str) -> Result<()> {
-        let refused = |error: &dyn std::fmt::Display| Error::Cql(error.to_string());
-        let session = cql_session(&self.cql_contact()).await.map_err(|error| refused(&error))?;
-        for statement in [cql::create_keyspace(name, 1), cql::create_table(name)] {
-            session.query_unpaged(statement, ()).await.map_err(|error| refused(&error))?;
+        self.query([cql::create_keyspace(name, 1), cql::create_table(name)]).await
+    }
+
+    /// Creates the role of the stack's [`Credentials`](crate::Credentials), no superuser.
+    pub(crate) async fn create_role(&self) -> Result<()> {
+        let Some(Credentials { username, password, .. }) = self.credentials() else { return Ok(()) };
+        let role = format!("CREATE ROLE IF NOT EXISTS {username} WITH LOGIN = true AND PASSWORD = '{password}'");
+        self.query([role]).await
+    }
+
+    async fn query(&self, statements: impl IntoIterator<Item = String>) -> Result<()> {
+        let session = self.cql_session().await?;
+        for statement in statements {
+            session.query_unpaged(statement, ()).await.map_err(|error| Error::Cql(error.to_string()))?;
         }
         Ok(())
     }

@@ -2,8 +2,11 @@
 //! serve a transaction.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
+use openssl::error::ErrorStack;
+use openssl::ssl::{SslContext, SslMethod, SslVerifyMode};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -16,6 +19,8 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
+
+use crate::security::Credentials;
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,11 +38,15 @@ pub enum Probe {
         address: String,
         /// Its `node.id`.
         id: i32,
+        /// Who asks, where a password is asked for.
+        credentials: Option<Credentials>,
     },
     /// The node answers a CQL query.
     Cql {
         /// `host:port` of its native transport.
         address: String,
+        /// Who asks, where a password is asked for.
+        credentials: Option<Credentials>,
     },
     /// The URL answers 200.
     Http {
@@ -54,15 +63,15 @@ impl Probe {
     pub async fn ask(&self) -> Result<(), String> {
         match self {
             Self::Running => Ok(()),
-            Self::Kafka { address, id } => {
+            Self::Kafka { address, id, credentials } => {
                 connect(address).await?;
-                let (address, id) = (address.clone(), *id);
-                let asked = tokio::task::spawn_blocking(move || ask_broker(&address, id));
+                let (client, id) = (quiet_client(address, credentials.as_ref()), *id);
+                let asked = tokio::task::spawn_blocking(move || ask_broker(client, id));
                 asked.await.map_err(|error| error.to_string())?
             }
-            Self::Cql { address } => {
+            Self::Cql { address, credentials } => {
                 connect(address).await?;
-                let session = cql_session(address).await.map_err(|error| error.to_string())?;
+                let session = cql_session(address, credentials.as_ref()).await?;
                 let query = session.query_unpaged("SELECT release_version FROM system.local", ());
                 query.await.map(|_| ()).map_err(|error| error.to_string())
             }
@@ -92,15 +101,16 @@ async fn ask_http(url: &str) -> Result<(), String> {
     Err(format!("{url} answers {status}: {}", body.trim()))
 }
 
-fn ask_broker(address: &str, id: i32) -> Result<(), String> {
-    let producer: BaseProducer = quiet_client(address)
+fn ask_broker(client: ClientConfig, id: i32) -> Result<(), String> {
+    let producer: BaseProducer = client
+        .clone()
         .set("transactional.id", format!("devstack.readiness.{id}"))
         .create()
         .map_err(|error| error.to_string())?;
     let metadata = producer.client().fetch_metadata(None, PATIENCE).map_err(|error| error.to_string())?;
     broker_in_sync(&metadata, id)?;
     producer.init_transactions(PATIENCE).map_err(|error| format!("transaction coordinator: {error}"))?;
-    ask_group_coordinator(address).map_err(|error| format!("group coordinator: {error}"))
+    ask_group_coordinator(client).map_err(|error| format!("group coordinator: {error}"))
 }
 
 fn broker_in_sync(metadata: &Metadata, id: i32) -> Result<(), String> {
@@ -118,30 +128,44 @@ fn broker_in_sync(metadata: &Metadata, id: i32) -> Result<(), String> {
 }
 
 /// Asking for any group's offsets makes the broker create the offsets topic and load the group's coordinator.
-fn ask_group_coordinator(address: &str) -> Result<(), KafkaError> {
-    let consumer: BaseConsumer = quiet_client(address).set("group.id", "devstack.readiness").create()?;
+fn ask_group_coordinator(mut client: ClientConfig) -> Result<(), KafkaError> {
+    let consumer: BaseConsumer = client.set("group.id", "devstack.readiness").create()?;
     let mut partitions = TopicPartitionList::new();
     partitions.add_partition_offset("devstack.readiness", 0, Offset::Invalid)?;
     consumer.committed_offsets(partitions, PATIENCE).map(|_| ())
 }
 
 /// A client that keeps its complaints about a broker that is not there yet to itself.
-pub(crate) fn quiet_client(bootstrap_servers: &str) -> ClientConfig {
+pub(crate) fn quiet_client(bootstrap_servers: &str, credentials: Option<&Credentials>) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", bootstrap_servers)
         .set("client.id", "devstack")
         .set("reconnect.backoff.max.ms", "500")
         .set_log_level(RDKafkaLogLevel::Emerg);
+    if let Some(credentials) = credentials {
+        credentials.apply(&mut config);
+    }
     config
 }
 
 /// A session with one connection.
-pub(crate) async fn cql_session(address: &str) -> Result<Session, scylla::errors::NewSessionError> {
-    let builder = SessionBuilder::new()
+pub(crate) async fn cql_session(address: &str, credentials: Option<&Credentials>) -> Result<Session, String> {
+    let mut builder = SessionBuilder::new()
         .known_node(address)
         .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
         .connection_timeout(PATIENCE);
+    if let Some(Credentials { ca, username, password }) = credentials {
+        let tls = tls_context(ca).map_err(|error| format!("{}: {error}", ca.display()))?;
+        builder = builder.user(username, password).tls_context(Some(tls));
+    }
     // Boxed, because the driver's future is large and would make each that contains it so.
-    Box::pin(builder.build()).await
+    Box::pin(builder.build()).await.map_err(|error| error.to_string())
+}
+
+fn tls_context(ca: &Path) -> Result<SslContext, ErrorStack> {
+    let mut builder = SslContext::builder(SslMethod::tls_client())?;
+    builder.set_ca_file(ca)?;
+    builder.set_verify(SslVerifyMode::PEER);
+    Ok(builder.build())
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
+use scylla::client::session::Session;
 use tokio::sync::OnceCell;
 
 use crate::cassandra::CommitLog;
@@ -12,7 +14,8 @@ use crate::folder::Folder;
 use crate::jars;
 use crate::process::Process;
 use crate::progress::Observer;
-use crate::readiness::quiet_client;
+use crate::readiness::{cql_session, quiet_client};
+use crate::security::{Credentials, Security};
 use crate::{cassandra, kafka};
 
 /// What a [`Stack`] is made of; from [`Stack::builder`].
@@ -24,6 +27,7 @@ pub struct Builder {
     kafka_port: Option<u16>,
     cql_port: Option<u16>,
     commit_log: CommitLog,
+    secured: bool,
     observer: Observer,
 }
 
@@ -64,6 +68,13 @@ impl Builder {
         self
     }
 
+    /// Whether clients need TLS and a password, for Kafka and for Cassandra alike; see [`Stack::credentials`]. Default: no.
+    #[must_use]
+    pub fn secured(mut self, secured: bool) -> Self {
+        self.secured = secured;
+        self
+    }
+
     /// Who is told of the progress. Default: the log.
     #[must_use]
     pub fn observer(mut self, observer: Observer) -> Self {
@@ -82,13 +93,17 @@ impl Builder {
             None => Folder::temporary()?,
         };
         let (kafka_jars, cassandra_jars) = self.jars().await?;
-        let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port)?;
-        let node = cassandra_jars.map(|jars| cassandra::Node::new(jars, self.cql_port, self.commit_log)).transpose()?;
+        let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
+        let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
+        let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
+        let node = cassandra_jars.map(node).transpose()?;
 
         let cql = node.as_ref().map(|node| node.launch(folder.path())).transpose()?;
         let brokers = cluster.launch(folder.path())?;
         let cql_contact = node.map(|node| node.contact());
-        let stack = Stack { brokers, cql, bootstrap_servers: cluster.bootstrap_servers(), cql_contact, folder };
+        let bootstrap_servers = cluster.bootstrap_servers();
+        let credentials = security.map(|security| security.credentials);
+        let stack = Stack { brokers, cql, bootstrap_servers, cql_contact, credentials, folder };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -119,6 +134,7 @@ pub struct Stack {
     cql: Option<Process>,
     bootstrap_servers: String,
     cql_contact: Option<String>,
+    credentials: Option<Credentials>,
     // Last: files are removed after the processes that write them are killed.
     folder: Folder,
 }
@@ -134,6 +150,7 @@ impl Stack {
             kafka_port: None,
             cql_port: None,
             commit_log: CommitLog::Synced,
+            secured: false,
             observer,
         }
     }
@@ -149,6 +166,28 @@ impl Stack {
     /// If the stack was built without [`Builder::cql`].
     pub fn cql_contact(&self) -> String {
         self.cql_contact.clone().unwrap_or_else(|| no_cql())
+    }
+
+    /// What clients need, if the stack is [`secured`](Builder::secured).
+    pub fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
+    /// Settings with which a Kafka client reaches the brokers, secured or not.
+    pub fn kafka_client(&self) -> ClientConfig {
+        quiet_client(&self.bootstrap_servers, self.credentials())
+    }
+
+    /// A session with Cassandra, as superuser where there are users.
+    ///
+    /// # Errors
+    /// [`Error::Cql`] with the driver's reason.
+    ///
+    /// # Panics
+    /// If the stack was built without [`Builder::cql`].
+    pub async fn cql_session(&self) -> Result<Session> {
+        let superuser = self.credentials().map(Credentials::superuser);
+        cql_session(&self.cql_contact(), superuser.as_ref()).await.map_err(Error::Cql)
     }
 
     /// The broker at `index`, from 0; its `node.id` is `index + 1`.
@@ -200,14 +239,15 @@ impl Stack {
 
     async fn ready(&self, observer: &Observer) -> Result<()> {
         futures::future::try_join_all(self.nodes().map(|node| node.ready_observed(observer))).await?;
-        self.complete().await
+        self.complete().await?;
+        if self.cql.is_some() { self.create_role().await } else { Ok(()) }
     }
 
     /// Each broker answers; this waits until each knows all the others, so that topics get all their replicas.
     async fn complete(&self) -> Result<()> {
-        let (servers, expected) = (self.bootstrap_servers.clone(), self.brokers.len());
+        let (client, expected) = (self.kafka_client(), self.brokers.len());
         let asked = tokio::task::spawn_blocking(move || -> Result<()> {
-            let producer: BaseProducer = quiet_client(&servers).create()?;
+            let producer: BaseProducer = client.create()?;
             let deadline = Instant::now() + Duration::from_secs(30);
             loop {
                 let known = producer.client().fetch_metadata(None, Duration::from_secs(5))?.brokers().len();

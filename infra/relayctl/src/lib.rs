@@ -44,4 +44,4 @@ mod progress;
 
 pub use cli::{Cli, run};
 pub use exit::Exit;
-pub use output::{Format, Output};
+pub use output::{Format, Output, is_colourful};

@@ -6,12 +6,13 @@ use clap::Parser;
 use relayctl::{Cli, Output};
 use tracing_subscriber::EnvFilter;
 
-/// librdkafka reports every refused connection; a verb that cannot reach Kafka says so once, itself.
-const LOG_FILTER: &str = "warn,librdkafka=off,rdkafka=off,scylla=error";
+/// The clients report every refused connection; a verb that cannot reach Kafka or the store says so once, itself.
+const LOG_FILTER: &str = "warn,librdkafka=off,rdkafka=off,scylla=off";
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = relayctl::is_colourful(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
 
     let cli = Cli::parse();
     let mut output = Output::stdout(cli.format());

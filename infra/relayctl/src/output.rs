@@ -32,11 +32,9 @@ pub struct Output {
 }
 
 impl Output {
-    /// Standard output. Colours only on a terminal and without `NO_COLOR` (<https://no-color.org>).
+    /// Standard output.
     pub fn stdout(format: Format) -> Self {
-        let terminal = io::stdout().is_terminal();
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { format, colour, width: None, sink: Box::new(io::stdout()) }
+        Self { format, colour: is_colourful(&io::stdout()), width: None, sink: Box::new(io::stdout()) }
     }
 
     /// Any other sink, without colours: for tests and embedding.
@@ -109,6 +107,11 @@ impl Output {
     fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.sink, "{text}")
     }
+}
+
+/// Whether to write in colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+pub fn is_colourful(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// `1 packet`, `2 packets`.

@@ -257,6 +257,8 @@ fn rules_across_keys_point_at_the_key_at_fault() {
     );
     let world = World::new().file("[kafka.security]\nprotocol = 'tls'\n").flag("kafka.security.sasl.username=me");
     assert_eq!(world.mistakes().len(), 1, "the username may well fit the protocol that was meant");
+    let world = World::new().file("[kafka]\nbootstrap_servers = ''\nsecurity.protocol = 'sasl_ssl'\n");
+    assert_eq!(world.mistakes().len(), 3, "beside a mistake further out: {:?}", world.mistakes());
     let world = World::new().flag("kafka.security.sasl.username=me").flag("kafka.security.tls.ca=ca.pem");
     assert_eq!(
         world.mistakes(),

@@ -174,6 +174,22 @@ async fn reflection_describes_the_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn older_tools_find_reflection_too() {
+    use tonic_reflection::pb::v1alpha::ServerReflectionRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
+
+    let world = World::start().await;
+    let question = MessageRequest::FileContainingSymbol("coderelay.v1.Ingest".into());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let mut client = ServerReflectionClient::new(world.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    let answer = answers.next().await.unwrap().unwrap().message_response;
+    assert!(matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_method_is_unimplemented() {
     let world = World::start().await;
     let url = format!("http://127.0.0.1:{}/coderelay.v1.Ingest/Subscribe", world.port);

@@ -32,7 +32,7 @@ pub struct LimitsArgs {
     /// Replicas of topics and rows.
     #[arg(long, default_value_t = 1)]
     replicas: u32,
-    /// How long each part runs before it is measured. JVMs that have just started need several seconds.
+    /// Each part runs three to ten times as long before it is measured, until its rate no longer grows.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "1s")]
     warm_up: Duration,
     /// How long each part is measured.
@@ -52,15 +52,14 @@ impl LimitsArgs {
         ensure!(self.partitions > 0, "partitions is {}; allowed: 1 and more", self.partitions);
         ensure!(self.replicas > 0, "replicas is 0; allowed: 1 and more");
         ensure!(self.seconds >= Duration::from_millis(100), "seconds is {:?}; allowed: 100ms and more", self.seconds);
-        let summary = match (&self.bootstrap_servers, &self.cql) {
-            (Some(kafka), Some(cql)) => self.measure(kafka.clone(), cql.clone()).await?,
-            _ => {
-                // As production runs it: no wait for the disk.
-                let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).start().await?;
-                let summary = self.measure(stack.bootstrap_servers(), stack.cql_contact()).await;
-                stack.stop(GRACE).await?;
-                summary?
-            }
+        let summary = if let (Some(kafka), Some(cql)) = (&self.bootstrap_servers, &self.cql) {
+            self.measure(kafka.clone(), cql.clone()).await?
+        } else {
+            // As production runs it: no wait for the disk.
+            let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).start().await?;
+            let summary = self.measure(stack.bootstrap_servers(), stack.cql_contact()).await;
+            stack.stop(GRACE).await?;
+            summary?
         };
         if let Some(out) = &self.out {
             fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;

@@ -138,7 +138,9 @@ impl EchoServer {
 impl Drop for EchoServer {
     fn drop(&mut self) {
         // A runtime must not be dropped inside another, since it waits for its threads.
-        self.runtime.take().map(Runtime::shutdown_background);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
@@ -26,6 +27,9 @@ use super::span::Work;
 
 /// Bound of each question to the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long is waited between two looks at what is still to be delivered. `poll` would spin: it counts in whole milliseconds.
+const DELIVERY_WAIT: Duration = Duration::from_micros(200);
 
 /// The cluster, with a topic to read and one to copy to.
 #[derive(Clone, Debug)]
@@ -87,7 +91,7 @@ impl Cluster {
         for topic in [&self.packets, &self.copies] {
             loop {
                 let metadata = admin.inner().fetch_metadata(Some(topic), PATIENCE)?;
-                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+                let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
                 let led = partitions.filter(|partition| partition.leader() >= 0).count();
                 if led == self.partitions as usize {
                     break;
@@ -184,16 +188,18 @@ impl Cluster {
                 producer.begin_transaction()?;
             }
             batch.iter().try_for_each(|message| self.send_copy(&producer, message))?;
-            while producer.in_flight_count() > 0 {
-                producer.poll(Duration::from_millis(1));
-            }
-            producer.context().check()?;
             let offsets = next_offsets(&batch)?;
             if transactional {
                 let membership = reader.consumer.group_metadata().context("the consumer has no group")?;
                 producer.send_offsets_to_transaction(&offsets, &membership, PATIENCE)?;
+                // It waits for the deliveries by itself.
                 producer.commit_transaction(PATIENCE)?;
             } else {
+                while producer.in_flight_count() > 0 {
+                    std::thread::sleep(DELIVERY_WAIT);
+                }
+                producer.poll(Duration::ZERO);
+                producer.context().check()?;
                 reader.consumer.commit(&offsets, CommitMode::Sync)?;
             }
             work.add(batch.len() as u64);
@@ -209,20 +215,21 @@ impl Cluster {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(error.into());
             }
-            producer.poll(Duration::from_millis(1));
+            std::thread::sleep(DELIVERY_WAIT);
             record = refused;
         }
         Ok(())
     }
 
-    /// A producer as the processor's.
+    /// A producer as the processor's. Without transactions nothing flushes what lingers, so it lingers less.
     fn copier(&self, worker: usize, transactional: bool) -> Result<BaseProducer<Deliveries>> {
         let mut config = self.client();
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "1")
+            .set("delivery.report.only.error", "true")
+            .set("linger.ms", if transactional { "5" } else { "1" })
             .set("batch.num.messages", "10000")
             .set("queue.buffering.max.kbytes", "131072");
         if transactional {

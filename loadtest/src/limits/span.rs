@@ -13,10 +13,18 @@ use super::Limit;
 /// How long work may take to get anything done at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Windows of warm-up at most.
+const COLD: usize = 10;
+/// Windows in a row that were not better by [`GROWTH`] than the best before: it is warm.
+const WARM: u32 = 2;
+/// A rate that grows by more than this from window to window is not warm yet.
+const GROWTH: f64 = 0.05;
+
 /// How long each entry runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Not counted: JVMs compile, connections open, queues fill.
+    /// A window of what is not counted: JVMs compile, connections open, queues fill. There are as many, three to ten, as it takes until the
+    /// rate no longer grows: a limit of a cold JVM would flatter whoever is held against it.
     pub warm_up: Duration,
     /// Counted.
     pub measured: Duration,
@@ -79,13 +87,37 @@ impl Span {
     }
 
     async fn observe(self, name: &'static str, work: &Work) -> Result<Limit> {
-        sleep(self.warm_up).await;
+        let mut warmth = Warmth::default();
+        for _ in 0..COLD {
+            let before = work.done();
+            sleep(self.warm_up).await;
+            if warmth.is_warm(work.done() - before) {
+                break;
+            }
+        }
         work.past(0).await?;
         let from = Reading::take(work)?;
         sleep(self.measured).await;
         // What is done in batches larger than the time is measured for longer.
         work.past(from.done).await?;
         Ok(from.until(&Reading::take(work)?, name))
+    }
+}
+
+/// Whether a rate still grows.
+#[derive(Debug, Default)]
+struct Warmth {
+    best: u64,
+    steady: u32,
+}
+
+impl Warmth {
+    /// Takes what was done in the next window.
+    fn is_warm(&mut self, done: u64) -> bool {
+        let grows = done as f64 > self.best as f64 * (1.0 + GROWTH);
+        self.steady = if grows || done == 0 { 0 } else { self.steady + 1 };
+        self.best = self.best.max(done);
+        self.steady >= WARM
     }
 }
 
@@ -104,7 +136,7 @@ impl Reading {
 
     fn until(&self, later: &Self, name: &'static str) -> Limit {
         let done = (later.done - self.done) as f64;
-        let cpu = (later.cpu - self.cpu).as_secs_f64();
+        let cpu = later.cpu.saturating_sub(self.cpu).as_secs_f64();
         Limit {
             name,
             per_second: done / (later.at - self.at).as_secs_f64(),
@@ -127,6 +159,21 @@ mod tests {
         assert!((limit.per_second - 150_000.0).abs() < 1e-6);
         assert!((limit.cpu_seconds_per_100k - 1.0).abs() < 1e-9);
         assert!(from.until(&from, "x").cpu_seconds_per_100k.abs() < 1e-9, "nothing done costs nothing");
+    }
+
+    #[test]
+    fn it_is_warm_when_the_rate_no_longer_grows() {
+        let windows = |done: &[u64]| {
+            let mut warmth = Warmth::default();
+            done.iter().position(|done| warmth.is_warm(*done))
+        };
+        assert_eq!(windows(&[100, 101, 99]), Some(2));
+        assert_eq!(
+            windows(&[0, 0, 0, 10, 20, 15, 40, 41, 40]),
+            Some(8),
+            "nothing done, growth and one dip are not warmth"
+        );
+        assert_eq!(windows(&[10, 20, 30, 40, 50]), None);
     }
 
     #[tokio::test]

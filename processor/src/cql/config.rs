@@ -87,7 +87,7 @@ impl Default for CqlConfig {
             connect_timeout: HumanDuration::from_secs(5),
             max_retries: 3,
             retry_delay: HumanDuration::from_secs(1),
-            batch_rows: 40,
+            batch_rows: 100,
             batch_bytes: HumanSize::from_kib(256),
         }
     }

@@ -1,12 +1,14 @@
 //! Writing rows: one unlogged batch per CQL partition, bounded in flight, retried, and isolated when one row is refused.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
+use bytes::Bytes;
 use coderelay_schemas::cql;
+use coderelay_schemas::packet_id::PacketId;
 use futures::stream::{self, StreamExt};
 use scylla::client::session::Session;
 use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
@@ -42,8 +44,6 @@ pub struct Inserter {
     retry_delay: Duration,
     batch_rows: usize,
     batch_bytes: usize,
-    /// A row the store has taken, to be written again when it refuses another.
-    last_stored: Mutex<Option<Row>>,
 }
 
 impl Inserter {
@@ -55,7 +55,7 @@ impl Inserter {
         let mut insert = session.prepare(cql::insert(&config.keyspace)).await.context("preparing the insert")?;
         // Same key, same timestamp, same values: the driver may try it again by itself.
         insert.set_is_idempotent(true);
-        let mut probe = session.prepare(cql::select_packet(&config.keyspace)).await.context("preparing the probe")?;
+        let mut probe = session.prepare(cql::probe(&config.keyspace)).await.context("preparing the probe")?;
         probe.set_is_idempotent(true);
         Ok(Self {
             session,
@@ -67,33 +67,19 @@ impl Inserter {
             retry_delay: config.retry_delay.into(),
             batch_rows: config.batch_rows,
             batch_bytes: config.batch_bytes.as_usize(),
-            last_stored: Mutex::default(),
         })
     }
 
-    /// Whether the table can be read.
+    /// Whether the store takes writes: a missing table, a guardrail or a full disk refuse every row alike, and reads tell nothing of it.
     ///
     /// # Errors
     /// What the store or the driver said.
     pub async fn probe(&self) -> Result<(), Unavailable> {
-        let key = ("coderelay probe", CqlDate(1 << 31), [0_u8; 16].as_slice());
-        match self.session.execute_unpaged(&self.probe, key).await {
+        let row = probe_row(SystemTime::now());
+        match self.session.execute_unpaged(&self.probe, values(&row)).await {
             Ok(_) => Ok(()),
             Err(error) => Err(Unavailable(error.to_string())),
         }
-    }
-
-    /// Whether a refusal is the row's own fault. A missing table, a guardrail or a full disk refuse every row alike; that is the store's
-    /// trouble, so a row that was stored before has to be taken again.
-    async fn takes_writes(&self) -> Result<(), Unavailable> {
-        self.probe().await?;
-        let known = self.last_stored().clone();
-        let Some(row) = known else { return Ok(()) };
-        self.send(&[&row]).await.map_err(|trouble| Unavailable(format!("it refuses what it took before: {trouble:?}")))
-    }
-
-    fn last_stored(&self) -> MutexGuard<'_, Option<Row>> {
-        self.last_stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One request for rows of one partition.
@@ -145,8 +131,9 @@ impl Inserter {
             Err(Trouble::Passing(reason)) => return (Err(Unavailable(reason)), attempts, slowest),
             Err(Trouble::Refused(detail)) => detail,
         };
-        if let Err(unavailable) = self.takes_writes().await {
-            return (Err(unavailable), attempts, slowest);
+        if let Err(Unavailable(reason)) = self.probe().await {
+            let both = format!("it refuses a row ({detail}) and the probe ({reason})");
+            return (Err(Unavailable(both)), attempts, slowest);
         }
         debug!(detail, rows = rows.len(), "refused; writing one by one");
         let mut outcomes = Vec::with_capacity(rows.len());
@@ -179,10 +166,6 @@ impl Inserter {
             for (index, outcome) in group.iter().zip(result?) {
                 outcomes[*index] = outcome;
             }
-        }
-        drop(finished);
-        if let Some((row, _)) = rows.iter().zip(&outcomes).find(|(_, outcome)| **outcome == RowOutcome::Stored) {
-            *self.last_stored() = Some((*row).clone());
         }
         Ok((outcomes, sample))
     }
@@ -277,7 +260,7 @@ type Values<'a> = (
     CqlDate,
     &'a [u8],
     &'a [u8],
-    &'a std::collections::BTreeMap<String, String>,
+    &'a BTreeMap<String, String>,
     CqlTimestamp,
     CqlTimestamp,
     MaybeUnset<&'a str>,
@@ -298,6 +281,20 @@ fn values(row: &Row) -> Values<'_> {
         row.region.as_deref().map_or(MaybeUnset::Unset, MaybeUnset::Set),
         row.ingested_at_ms.saturating_mul(1000),
     )
+}
+
+/// A row that no packet can have: of the epoch's day, with a name that is no repository's.
+fn probe_row(now: SystemTime) -> Row {
+    Row {
+        repo_id: "coderelay probe".into(),
+        packet_id: PacketId([0; 16]),
+        // The magic bytes of gzip.
+        content: Bytes::from_static(&[0x1f, 0x8b]),
+        metadata: BTreeMap::new(),
+        created_at_ms: 0,
+        ingested_at_ms: now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64),
+        region: None,
+    }
 }
 
 /// Indices of `rows` by CQL partition, in runs of at most `max_rows` rows and `max_bytes` bytes. A batch never mixes partitions.
@@ -322,9 +319,6 @@ pub fn group(rows: &[&Row], max_rows: usize, max_bytes: usize) -> Vec<Vec<usize>
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use coderelay_schemas::packet_id::PacketId;
-
     use super::*;
 
     fn row(repo_id: &str, day: i64, content: usize) -> Row {

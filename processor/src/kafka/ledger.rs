@@ -96,7 +96,13 @@ impl KafkaLedger {
     }
 
     /// Reads from the given offsets to the end of every partition.
-    fn read(&self, reader: &Reader, starts: &BTreeMap<i32, i64>, visit: &mut dyn FnMut(Entry)) -> Result<(), Fault> {
+    fn read(
+        &self,
+        reader: &Reader,
+        starts: &BTreeMap<i32, i64>,
+        visit: &mut dyn FnMut(i32, &[Entry]),
+    ) -> Result<(), Fault> {
+        let mut entries = Vec::new();
         let mut assignment = TopicPartitionList::with_capacity(starts.len());
         for (partition, start) in starts {
             assignment
@@ -111,7 +117,11 @@ impl KafkaLedger {
                 Some(Ok(message)) => {
                     progress = Instant::now();
                     match ledger::decode(message.payload().unwrap_or_default()) {
-                        Ok(entries) => entries.for_each(&mut *visit),
+                        Ok(decoded) => {
+                            entries.clear();
+                            entries.extend(decoded);
+                            visit(message.partition(), &entries);
+                        }
                         Err(error @ LedgerError::UnknownVersion(_)) => {
                             return Err(Fault::restart(
                                 "replaying the ledger",
@@ -164,7 +174,7 @@ impl Ledger for KafkaLedger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         since: SystemTime,
-        visit: &mut dyn FnMut(Entry),
+        visit: &mut dyn FnMut(i32, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault> {
         let committed = self.reader("read_committed")?;
         let uncommitted = self.reader("read_uncommitted")?;

@@ -1,6 +1,7 @@
 //! The cycle's Kafka side: the consumer group's member, the transactional producer, the reader of the ledger.
 
 mod ledger;
+mod letter;
 mod source;
 mod transaction;
 

@@ -58,7 +58,8 @@ impl KafkaSource {
             .set("group.protocol", "classic")
             .set("partition.assignment.strategy", "range")
             .set("session.timeout.ms", identity.session_timeout.as_millis().to_string())
-            .set("heartbeat.interval.ms", (identity.session_timeout.as_millis() / 10).clamp(200, 3000).to_string())
+            // By heartbeats members learn that another has joined: seconds between them would be seconds of every start.
+            .set("heartbeat.interval.ms", (identity.session_timeout.as_millis() / 10).clamp(200, 500).to_string())
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -120,6 +121,8 @@ impl Source for KafkaSource {
         if let Some(event) = self.next_event()? {
             return Ok(event);
         }
+        // The client counts in whole milliseconds and spins through a fraction.
+        let timeout = Duration::from_millis(timeout.as_millis() as u64 + 1);
         // `poll` returns nothing after it has served a rebalance, so an event never overtakes a record.
         match self.consumer.poll(timeout) {
             None => Ok(self.next_event()?.unwrap_or(Polled::Nothing)),
@@ -189,8 +192,11 @@ fn record(topics: &mut HashMap<String, Arc<str>>, message: &BorrowedMessage<'_>)
     }
 }
 
+/// Bytes of a header, about: a few of those that ingest writes are longer, most are shorter.
+const HEADER_SIZE: usize = 48;
+
 fn headers(borrowed: &BorrowedHeaders) -> Headers {
-    let mut headers = Headers::default();
+    let mut headers = Headers::with_capacity(borrowed.count() * HEADER_SIZE);
     for index in 0..borrowed.count() {
         // rust-rdkafka panics at a name that is not UTF-8, which any client may write; such a header cannot be carried on.
         match catch_unwind(AssertUnwindSafe(|| borrowed.try_get(index))) {

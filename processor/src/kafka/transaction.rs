@@ -17,18 +17,22 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
+use super::letter::Letter;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
-use crate::failpoint;
 use crate::ports::{Fault, Transaction};
-use crate::record::{Headers, Record, TopicPartition};
+use crate::record::{Record, TopicPartition};
 
 /// Entries of one ledger record: 480 KB, well below any broker's limit.
 const ENTRIES_PER_RECORD: usize = 20_000;
 /// Characters of a dead letter's reason: what a store or a decoder says has no bound of its own.
 const DETAIL_MAX: usize = 1000;
-/// How long one wait for delivery reports lasts. The producer's own `flush` waits 100 ms at a time, which costs most of the rate.
-const DELIVERY_POLL: Duration = Duration::from_millis(1);
+/// Room in a dead letter for the headers that are added and for Kafka's framing.
+const HEADROOM: usize = 64 * 1024;
+/// How often a commit that is under way looks for deliveries that failed. Those that succeed are waited for without a look.
+const LOOK_FOR_FAILURES: Duration = Duration::from_secs(1);
+/// How long a full queue is left to drain. The producer's own `poll` would spin: it counts in whole milliseconds.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
 
 /// A [`Transaction`] over librdkafka's producer.
 ///
@@ -57,7 +61,10 @@ impl KafkaTransaction {
             .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
         config.set("allow.auto.create.topics", "false");
-        default(&mut config, "linger.ms", "1");
+        // `commit_transaction` then waits for the deliveries by itself, without one event per record.
+        config.set("delivery.report.only.error", "true");
+        // Larger requests cost the broker less. A commit sends at once what still lingers.
+        default(&mut config, "linger.ms", "5");
         default(&mut config, "batch.num.messages", "10000");
         default(&mut config, "queue.buffering.max.kbytes", "131072");
         let producer: BaseProducer<Deliveries> = config
@@ -82,10 +89,20 @@ impl KafkaTransaction {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     record = refused;
-                    self.producer.poll(DELIVERY_POLL);
+                    std::thread::sleep(QUEUE_FULL_WAIT);
+                    self.check_deliveries()?;
                 }
                 Err((error, record)) => return Err(self.fault(&format!("producing to {}", record.topic), &error)),
             }
+        }
+    }
+
+    /// Serves the producer's events, among them the deliveries that failed.
+    fn check_deliveries(&self) -> Result<(), Fault> {
+        self.producer.poll(Duration::ZERO);
+        match self.producer.context().take_failure() {
+            None => Ok(()),
+            Some(error) => Err(self.fault("delivering", &error)),
         }
     }
 
@@ -108,6 +125,19 @@ impl KafkaTransaction {
     }
 }
 
+#[cfg(feature = "failpoints")]
+impl KafkaTransaction {
+    /// The place where everything is delivered and nothing is visible yet.
+    fn stop_before_the_end(&self) -> Result<(), Fault> {
+        while self.producer.in_flight_count() > 0 {
+            std::thread::sleep(QUEUE_FULL_WAIT);
+            self.check_deliveries()?;
+        }
+        crate::failpoint::hit("before-end-txn");
+        Ok(())
+    }
+}
+
 impl Transaction for KafkaTransaction {
     type Membership = ConsumerGroupMetadata;
 
@@ -121,9 +151,14 @@ impl Transaction for KafkaTransaction {
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
+        let letter = Letter::of(record, topics::max_message_bytes() as usize - HEADROOM);
+        let mut detail: String = rejection.detail.chars().take(DETAIL_MAX).collect();
+        if let Some(note) = &letter.left_out {
+            detail.extend(["; ", note]);
+        }
         let fields = [
             (dlq::DLQ_REASON, rejection.reason.as_str().to_owned()),
-            (dlq::DLQ_DETAIL, rejection.detail.chars().take(DETAIL_MAX).collect()),
+            (dlq::DLQ_DETAIL, detail),
             (dlq::DLQ_TOPIC, record.source.topic.to_string()),
             (dlq::DLQ_PARTITION, record.source.partition.to_string()),
             (dlq::DLQ_OFFSET, record.offset.to_string()),
@@ -132,13 +167,8 @@ impl Transaction for KafkaTransaction {
         ];
         let headers = fields
             .iter()
-            .fold(owned(&record.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let mut letter = copy(record, &self.topics.dlq, headers);
-        // What cannot be carried is pointed at: topic, partition and offset are in the headers.
-        if record.size() + DETAIL_MAX * 4 >= topics::max_message_bytes() as usize - 64 * 1024 {
-            letter.payload = None;
-        }
-        self.send(letter)
+            .fold(owned(letter.headers), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        self.send(BaseRecord { key: letter.key, payload: letter.value, ..copy(record, &self.topics.dlq, headers) })
     }
 
     fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
@@ -166,16 +196,22 @@ impl Transaction for KafkaTransaction {
     }
 
     fn commit(&mut self) -> Result<(), Fault> {
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(DELIVERY_POLL);
-        }
-        if let Some(error) = self.producer.context().take_failure() {
-            return Err(self.fault("delivering", &error));
-        }
-        failpoint::hit("before-end-txn");
+        #[cfg(feature = "failpoints")]
+        self.stop_before_the_end()?;
         // The broker ends it by the transaction time-out; librdkafka would go on asking for ever.
-        let patience = Timeout::After(self.timeout * 2);
-        self.producer.commit_transaction(patience).map_err(|error| self.fault("committing the transaction", &error))
+        let deadline = Instant::now() + self.timeout * 2;
+        loop {
+            self.check_deliveries()?;
+            let error = match self.producer.commit_transaction(Timeout::After(LOOK_FOR_FAILURES)) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // The commit goes on in the background; asking again resumes the wait for it.
+            let unfinished = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+            if !unfinished || Instant::now() >= deadline {
+                return Err(self.fault("committing the transaction", &error));
+            }
+        }
     }
 }
 
@@ -230,6 +266,6 @@ fn copy<'a>(record: &'a Record, topic: &'a str, headers: OwnedHeaders) -> BaseRe
     }
 }
 
-fn owned(headers: &Headers) -> OwnedHeaders {
-    headers.iter().fold(OwnedHeaders::new(), |owned, (key, value)| owned.insert(Header { key, value }))
+fn owned<'a>(headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> OwnedHeaders {
+    headers.into_iter().fold(OwnedHeaders::new(), |owned, (key, value)| owned.insert(Header { key, value }))
 }

@@ -1,11 +1,12 @@
 //! Every reason for the dead-letter topic, and that the neighbours are stored.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
-use coderelay_schemas::{dlq, headers, pb};
+use coderelay_schemas::{cql, dlq, headers, pb};
 
-use crate::support::{Read, Source, World, by_ingest, eventually, gzip, id_of, now_ms, packet};
+use crate::support::{Read, Source, World, batch, by_ingest, eventually, gzip, id_of, now_ms, packet};
 
 fn unchecked(packet: &pb::CodePacket) -> Source {
     Source { headers: vec![], ..by_ingest(packet) }
@@ -90,6 +91,23 @@ async fn a_record_too_large_to_be_copied_is_pointed_at_by_its_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_key_and_headers_alone_are_too_large_stops_nothing() {
+    let headers = vec![("small", "kept".to_owned()), ("huge", "h".repeat(8 << 20))];
+    let huge_headers = Source { headers, ..by_ingest(&packet(51)) };
+    let huge_key = Source { key: Some(vec![b'k'; 8 << 20]), ..by_ingest(&packet(52)) };
+    let dead = dead_letters(&[huge_headers, huge_key], &[]).await;
+    assert_eq!(dead.len(), 2);
+    for letter in &dead {
+        let detail = letter.header(dlq::DLQ_DETAIL).unwrap();
+        let left_out = if letter.key.is_some() { "the largest 1 of 2 headers" } else { "the key (8388608 bytes)" };
+        assert!(detail.contains(left_out), "{detail}");
+        assert!(letter.header(dlq::DLQ_OFFSET).is_some() && letter.header("huge").is_none());
+    }
+    assert!(dead.iter().any(|letter| letter.header("small").as_deref() == Some("kept")));
+    assert!(dead.iter().any(|letter| letter.header(headers::PACKET_ID).is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_id_reused_with_other_content_is_a_conflict_also_across_a_restart() {
     let world = World::new().await;
     let first = packet(1);
@@ -123,6 +141,35 @@ async fn a_row_the_store_refuses_is_dead_lettered_and_its_batch_goes_on() {
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].header(dlq::DLQ_REASON).as_deref(), Some("store_rejected"));
     assert_ne!(dead[0].header(dlq::DLQ_ATTEMPTS).as_deref(), Some("0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_every_row_from_the_start_is_away_although_it_can_be_read() {
+    let world = World::new().await;
+    let processor = world.processor("a").ready().await;
+    // No gzip is text: the server refuses the content of every packet, with the error that it has for a bad row.
+    let right = cql::create_table(&world.keyspace);
+    let wrong = right.replace("content     blob", "content     text");
+    assert_ne!(right, wrong);
+    let replace_table = async |table: String| {
+        for statement in [format!("DROP TABLE {}.packets", world.keyspace), table] {
+            world.session().query_unpaged(statement, ()).await.unwrap();
+        }
+    };
+    replace_table(wrong).await;
+    let (records, ids) = batch(0..50);
+    world.produce(&records);
+    eventually("the processor is not ready", async || processor.process.is_ready().await.is_err()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    processor.process.is_ready().await.unwrap_err();
+    assert_eq!(world.committed(&world.topics.dlq).len(), 0);
+
+    replace_table(right).await;
+    world.settled().await;
+    processor.process.ready().await.unwrap();
+    processor.stop().await;
+    world.assert_exactly_once(&ids).await;
+    assert_eq!(world.committed(&world.topics.dlq).len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,4 +6,5 @@ mod fencing;
 mod rebalance;
 mod relay;
 mod replay;
+mod slow;
 mod support;

@@ -23,7 +23,6 @@ use rdkafka::message::{Header, Headers as _, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use scylla::client::session::Session;
-use scylla::client::session_builder::SessionBuilder;
 use tempfile::TempDir;
 
 /// Partitions of every topic in these tests.
@@ -77,7 +76,7 @@ impl World {
         let keyspace = format!("t{number}");
         stack.create_topics(&topics, PARTITIONS).await.unwrap();
         stack.create_keyspace(&keyspace).await.unwrap();
-        let session = SessionBuilder::new().known_node(stack.cql_contact()).build().await.unwrap();
+        let session = stack.cql_session().await.unwrap();
         Self { stack, topics, keyspace, group: format!("g{number}"), dir: TempDir::new().unwrap(), session }
     }
 
@@ -195,7 +194,7 @@ impl World {
 
     /// Packet ids in the store, with their write times. Connects anew: a session that has seen the store die waits before it tries again.
     pub async fn rows(&self) -> BTreeMap<Vec<u8>, i64> {
-        let session = SessionBuilder::new().known_node(self.stack.cql_contact()).build().await.unwrap();
+        let session = self.stack.cql_session().await.unwrap();
         let result =
             session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
         let rows = result.rows::<(String, scylla::value::CqlDate, Vec<u8>, i64)>().unwrap().map(Result::unwrap);
@@ -238,9 +237,7 @@ impl World {
     }
 
     pub fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.stack.bootstrap_servers());
-        config
+        self.stack.kafka_client()
     }
 
     /// Scrapes one value, summed over labels that contain `labels`.

@@ -202,7 +202,8 @@ impl Shared {
             .collect();
         for record in broker.sources.values().flatten() {
             let entry = decode(record, &PacketLimits::default()).unwrap().entry;
-            if memory.judge(&entry) == Judgement::Duplicate && !committed.contains(&(entry.key, entry.fingerprint)) {
+            let judgement = memory.judge(record.source.partition, &[entry])[0];
+            if judgement == Judgement::Duplicate && !committed.contains(&(entry.key, entry.fingerprint)) {
                 self.violation.borrow_mut().get_or_insert(format!("{:x} is remembered but not committed", entry.key));
             }
         }

@@ -135,7 +135,7 @@ impl Ledger for SimLedger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         _: SystemTime,
-        visit: &mut dyn FnMut(Entry),
+        visit: &mut dyn FnMut(i32, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault> {
         let mut ends = BTreeMap::new();
         if self.shared.flaw == Flaw::NoReplay {
@@ -150,7 +150,7 @@ impl Ledger for SimLedger {
             let broker = self.shared.broker.borrow();
             let stable = broker.last_stable(*partition);
             let start = (known.unwrap_or(0) as usize).min(stable);
-            broker.committed_entries(*partition, start, stable).into_iter().for_each(&mut *visit);
+            visit(*partition, &broker.committed_entries(*partition, start, stable));
             ends.insert(*partition, stable as i64);
         }
         Ok(ends)

@@ -1,15 +1,16 @@
 //! `devstack status`: every process of the background stack, asked anew.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::Output;
 use super::home::Home;
 use super::state::{Life, NodeState, Phase, State};
 use super::up::{AFRESH, report_dead};
+use super::{Output, print};
 
 /// Exit code when nothing runs, as `systemctl status` has it.
 const NOT_RUNNING: u8 = 3;
@@ -64,8 +65,8 @@ pub(crate) async fn status(home: &Home, output: Output) -> anyhow::Result<ExitCo
         processes,
     };
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print(&report, state.as_ref()),
+        Output::Json => print(serde_json::to_string_pretty(&report)?)?,
+        Output::Text => show(&report, state.as_ref())?,
     }
     Ok(match (report.running, report.ready) {
         (false, _) => ExitCode::from(NOT_RUNNING),
@@ -96,13 +97,12 @@ async fn ask(node: &NodeState) -> Row<'_> {
     }
 }
 
-fn print(report: &Report, state: Option<&State>) {
+fn show(report: &Report, state: Option<&State>) -> io::Result<()> {
     if let Some(failure) = report.failure {
-        println!("the last start failed: {failure}");
+        print(format_args!("the last start failed: {failure}"))?;
     }
     if !report.running {
-        println!("nothing is up; start it with: infra/dev up");
-        return;
+        return print("nothing is up; start it with: infra/dev up");
     }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["PROCESS", "PID", "LISTENS ON", "STATE"]);
@@ -110,8 +110,9 @@ fn print(report: &Report, state: Option<&State>) {
         let state = row.reason.as_deref().unwrap_or("ready");
         table.add_row([row.name, &row.pid.to_string(), &row.addresses.join(" "), state]);
     }
-    println!("{table}");
+    print(table)?;
     if state.is_some_and(report_dead) {
         eprintln!("\n{AFRESH}");
     }
+    Ok(())
 }

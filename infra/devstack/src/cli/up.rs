@@ -1,6 +1,7 @@
 //! `devstack up`: starts the background process, unless it runs, and follows it until everything is ready.
 
 use std::fs::{self, File};
+use std::io;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use coderelay_devstack::tail;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::UpArgs;
 use super::home::Home;
 use super::state::{Life, Phase, State};
 use super::view::View;
+use super::{UpArgs, print};
 
 /// Between two looks at what the background process has written.
 const LOOK: Duration = Duration::from_millis(100);
@@ -44,7 +45,7 @@ pub(crate) async fn up(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode> {
     if server.is_none() {
         eprintln!("it was running already");
     }
-    announce(home, &state);
+    announce(home, &state)?;
     if report_dead(&state) {
         eprintln!("\n{AFRESH}");
         return Ok(ExitCode::FAILURE);
@@ -89,16 +90,16 @@ async fn follow(home: &Home, view: &mut View, mut server: Option<&mut Child>) ->
 }
 
 /// Addresses to standard output, so that a shell can take them; advice beside.
-fn announce(home: &Home, state: &State) {
+fn announce(home: &Home, state: &State) -> io::Result<()> {
     for note in &state.notes {
         eprintln!("note: {note}");
     }
-    let Some(endpoints) = &state.endpoints else { return };
+    let Some(endpoints) = &state.endpoints else { return Ok(()) };
     eprintln!(
         "\nUp. The addresses, to paste into a shell (also in {}, one NAME=value a line):\n",
         home.env().display()
     );
-    println!("{}", endpoints.lines("export "));
+    print(endpoints.lines("export "))
 }
 
 /// Names the processes that ended, with the last lines of their logs. Whether there are any.

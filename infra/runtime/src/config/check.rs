@@ -151,11 +151,12 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether a value in the same table, or in one around it, is only a default because what was given was wrong: a rule that compares
-    /// the two says nothing about what the operator wrote. The entries of a map are not compared.
+    /// Whether a value in the same table, or in the one around it, is only a default because what was given was wrong: a rule that
+    /// compares the two says nothing about what the operator wrote. No rule reaches further; the entries of a map are not compared.
     fn is_beside_a_default_by_mistake(&self, path: &[String]) -> bool {
         let in_map = path.split_last().and_then(|(_, table)| self.schema.at(table)).is_some_and(Node::is_map);
-        !in_map && self.replaced.iter().any(|table| !table.is_empty() && path.starts_with(table))
+        let within = |table: &[String]| path.starts_with(table) && path.len() <= table.len() + 2;
+        !in_map && self.replaced.iter().any(|table| !table.is_empty() && within(table))
     }
 
     fn point_at<'m>(&self, table: &str, message: &'m str) -> (Vec<String>, &'m str) {
