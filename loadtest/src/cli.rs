@@ -179,7 +179,7 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Sizes(args) => {
-                let sizes = args.run()?;
+                let sizes = args.run().await?;
                 print(output, &sizes, || sizes.markdown())?;
                 Ok(ExitCode::SUCCESS)
             }

@@ -240,13 +240,11 @@ impl Cursor {
     }
 }
 
-/// Whether reading on would leave a gap or fail for ever.
+/// Whether reading on would leave a gap or fail for ever. A topic may be unknown for a moment to a broker that restarts.
 fn is_final(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{AutoOffsetReset, Fatal, OffsetOutOfRange, TopicAuthorizationFailed, UnknownTopic};
+    use RDKafkaErrorCode::{AutoOffsetReset, Fatal, OffsetOutOfRange, TopicAuthorizationFailed};
     let code = error.rdkafka_error_code();
-    code.is_some_and(|code| {
-        [AutoOffsetReset, Fatal, OffsetOutOfRange, TopicAuthorizationFailed, UnknownTopic].contains(&code)
-    })
+    code.is_some_and(|code| [AutoOffsetReset, Fatal, OffsetOutOfRange, TopicAuthorizationFailed].contains(&code))
 }
 
 fn consumer(bootstrap: &str, isolation: &str) -> Result<BaseConsumer> {
