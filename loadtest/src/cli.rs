@@ -180,7 +180,7 @@ impl Cli {
             }
             Command::Sizes(args) => {
                 let sizes = args.run().await?;
-                print(output, &sizes, || sizes.markdown())?;
+                print(output, &sizes, || sizes.to_string())?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Report(args) => args.run().map(|()| ExitCode::SUCCESS),
