@@ -298,7 +298,10 @@ mod tests {
         assert_eq!(verify(&one.repeat(2), &LIMITS), Ok(480));
         assert_eq!(refused(&[&one, b"rest".as_slice()].concat()), "corrupt gzip: 4 bytes follow the last member");
         assert_eq!(refused(&[body, b"junk", trailer].concat()), "corrupt gzip: member 1: wrong checksum");
-        assert_eq!(refused(&[one.as_slice(), b"junk", trailer].concat()), "corrupt gzip: 12 bytes follow the last member");
+        assert_eq!(
+            refused(&[one.as_slice(), b"junk", trailer].concat()),
+            "corrupt gzip: 12 bytes follow the last member"
+        );
         assert!(verify(&[&one[..], &one[..one.len() - 9], trailer].concat(), &LIMITS).is_err());
     }
 
