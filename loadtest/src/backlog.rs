@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use crate::reader;
+
 /// Bound of each question to the broker.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
@@ -92,7 +94,7 @@ impl Group {
 
 fn watermarks(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<(i64, i64)>> {
     let ends = (0..partitions).map(|partition| {
-        let ends = consumer.fetch_watermarks(topic, partition, PATIENCE);
+        let ends = reader::watermarks(consumer, topic, partition);
         ends.with_context(|| format!("cannot read the ends of {topic}/{partition}"))
     });
     ends.collect()

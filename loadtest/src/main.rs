@@ -11,7 +11,7 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("loadtest: {error:#}");
-            ExitCode::from(2)
+            ExitCode::FAILURE
         }
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Outcome {
     pub replay: Option<Replay>,
     pub partitions: Vec<u64>,
     pub interrupted: bool,
+    /// What else is to be said.
+    pub notes: Vec<String>,
 }
 
 impl Outcome {
@@ -85,6 +87,7 @@ impl Outcome {
             replay: None,
             partitions: Vec::new(),
             interrupted: false,
+            notes: Vec::new(),
         }
     }
 }
@@ -128,6 +131,7 @@ pub(crate) fn summarize(run: &Run<'_>, traffic: &Traffic, outcome: Outcome) -> R
         processes: outcome.collected.as_ref().map(|collected| collected.usage(records)).unwrap_or_default(),
         partitions: outcome.partitions,
         audit: outcome.audit,
+        notes: outcome.notes,
         ..blank(run, outcome.started)?
     };
     let kinds: &[Kind] = match subject {

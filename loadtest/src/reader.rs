@@ -129,6 +129,17 @@ fn id_in_headers(message: &BorrowedMessage<'_>) -> Vec<u8> {
     id.and_then(|id| hex::decode(id).ok()).unwrap_or_default()
 }
 
+/// First offset and end of a partition. One that was just made has a leader before the leader knows; it is asked again.
+pub(crate) fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT) {
+            Err(_) if Instant::now() < deadline => thread::sleep(POLL),
+            answer => return answer,
+        }
+    }
+}
+
 /// How far each partition has been read.
 struct Cursor {
     consumer: BaseConsumer,
@@ -148,7 +159,7 @@ impl Cursor {
         let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
         let mut cursor = Self { consumer, bootstrap, topic, next: Vec::new() };
         for partition in 0..partitions as i32 {
-            let (low, stable) = cursor.consumer.fetch_watermarks(&cursor.topic, partition, REQUEST_TIMEOUT)?;
+            let (low, stable) = watermarks(&cursor.consumer, &cursor.topic, partition)?;
             cursor.next.push(if start == Offset::Beginning { low } else { stable });
         }
         cursor.assign()?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use coderelay_devstack::Process;
 use coderelay_schemas::pb::PublishBatchRequest;
 use coderelay_schemas::pb::ingest_client::IngestClient;
@@ -28,6 +28,12 @@ use crate::table::Table;
 const ROUNDS: u64 = 5;
 /// Between two questions: a hundredth of what is to be told apart.
 const QUESTION: Duration = Duration::from_millis(2);
+/// What has not changed for so long is final.
+const SETTLED: Duration = Duration::from_millis(500);
+/// The processor's counter of ledger entries read.
+const REPLAYED_METRIC: &str = "coderelay_ledger_replay_entries_total";
+/// Sum of the times that took, in seconds.
+const REPLAY_SECONDS_METRIC: &str = "coderelay_ledger_replay_duration_seconds_sum";
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -127,11 +133,17 @@ pub(crate) async fn replay(pipeline: &Pipeline) -> Result<Replay> {
     processor.stop().await?;
     let started = Instant::now();
     let ready = until_ready(&*processor.start()?, started).await?;
-    let page = Page::fetch(&format!("{}/metrics", pipeline.endpoints.processor_admin)).await?;
-    let value = |name: &str| page.value(name).with_context(|| format!("the processor has no metric {name}"));
-    Ok(Replay {
-        ids: value("coderelay_ledger_replay_entries_total")?,
-        seconds: value("coderelay_ledger_replay_duration_seconds_sum")?,
-        ready,
-    })
+    let url = format!("{}/metrics", pipeline.endpoints.processor_admin);
+    // Ready means that it takes part; workers may still be reading. Settled is what has not changed for a while.
+    let mut before = None;
+    loop {
+        let page = Page::fetch(&url).await?;
+        let found = page.value(REPLAYED_METRIC).zip(page.value(REPLAY_SECONDS_METRIC)).filter(|(ids, _)| *ids > 0.0);
+        match found {
+            Some((ids, seconds)) if before == found => return Ok(Replay { ids, seconds, ready }),
+            _ if started.elapsed() > PATIENCE => bail!("the processor did not say how it read its ledger"),
+            _ => before = found,
+        }
+        sleep(SETTLED).await;
+    }
 }
