@@ -82,7 +82,9 @@ impl Memory {
             let room = self.page_capacity - page.len();
             let (fitting, rest) = entries.split_at(room.min(entries.len()));
             page.insert(fitting);
-            pages.iter().for_each(|older| older.yield_to_younger(fitting));
+            for older in &pages {
+                older.yield_to_younger(fitting);
+            }
             self.evict(&mut index);
             entries = rest;
         }

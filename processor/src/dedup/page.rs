@@ -55,7 +55,13 @@ impl Table {
     /// Whether the id was here.
     fn remove(&mut self, key: u128) -> bool {
         let key = halves(key);
-        self.0.find_entry(key[1], |slot| slot.key == key).map(|found| drop(found.remove())).is_ok()
+        match self.0.find_entry(key[1], |slot| slot.key == key) {
+            Ok(found) => {
+                found.remove();
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     fn len(&self) -> usize {
