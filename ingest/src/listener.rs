@@ -19,8 +19,9 @@ use crate::metrics::{METRICS, Present};
 /// Pause after an error of `accept`, such as no free file descriptors: it does not pass by asking again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection that is closed here is read on, until its client has closed it too.
-const LINGER: Duration = Duration::from_millis(300);
+/// How long a connection may linger: after its last call when the process leaves, for example with a health watch open, and
+/// after it was closed here until its client has closed it too.
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// Binds the port.
 ///

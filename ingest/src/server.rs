@@ -22,6 +22,7 @@ use crate::admission::{Admission, Limits};
 use crate::config::{GrpcConfig, IngestConfig, TlsConfig};
 use crate::frames::FrameLimits;
 use crate::intake::Intake;
+use crate::listener::LINGER;
 use crate::metrics::Metrics;
 use crate::producer::Producer;
 use crate::service::{CallLimits, IngestService};
@@ -33,9 +34,6 @@ const PENDING_RESETS: usize = 32;
 
 /// Part of the grace period that is kept for answering what Kafka did not acknowledge in time.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// How long connections may linger after their last call is answered, for example with a health watch open.
-const LINGER: Duration = Duration::from_millis(500);
 
 type Serving = JoinHandle<Result<(), tonic::transport::Error>>;
 

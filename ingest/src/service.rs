@@ -198,8 +198,8 @@ mod tests {
     use super::*;
     use coderelay_schemas::pb::PublishResult;
 
-    fn answer(seqs: std::ops::Range<u64>) -> Answer {
-        Ok(seqs.map(|seq| PublishResult { seq, ..Default::default() }).collect())
+    fn results(seqs: std::ops::Range<u64>) -> Vec<PublishResult> {
+        seqs.map(|seq| PublishResult { seq, ..Default::default() }).collect()
     }
 
     async fn sent(answers: impl IntoIterator<Item = Answer>) -> Vec<Result<Vec<u64>, Code>> {
@@ -214,21 +214,22 @@ mod tests {
 
     #[tokio::test]
     async fn answers_that_are_ready_together_leave_in_one_response_and_the_status_after_them() {
-        let answers = (0..5).map(|seq| answer(seq..seq + 1)).chain([Err(Status::unavailable("draining"))]);
+        let answers = (0..5).map(|seq| Ok(results(seq..seq + 1))).chain([Err(Status::unavailable("draining"))]);
         assert_eq!(sent(answers).await, [Ok(vec![0, 1, 2, 3, 4]), Err(Code::Unavailable)]);
         assert_eq!(sent([Err(Status::unavailable("draining"))]).await, [Err(Code::Unavailable)]);
     }
 
     #[tokio::test]
     async fn every_result_leaves_once_and_no_response_grows_much_over_its_largest_answer() {
-        let answers = (0..60_u64).map(|n| answer(n * 7..n * 7 + 7)).chain([answer(420..1420), answer(1420..1421)]);
-        let responses: Vec<Vec<u64>> = sent(answers).await.into_iter().map(Result::unwrap).collect();
+        let ranges = (0..60_u64).map(|n| n * 7..n * 7 + 7).chain([420..1420, 1420..1421]);
+        let responses: Vec<Vec<u64>> =
+            sent(ranges.map(|range| Ok(results(range)))).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(responses.concat(), (0..1421).collect::<Vec<_>>());
         assert!(responses.len() > 3 && responses.iter().all(|seqs| seqs.len() < RESULTS_GATHERED + 1000));
     }
 
     #[tokio::test]
     async fn an_answer_without_results_is_a_response_too() {
-        assert_eq!(sent([answer(0..0)]).await, [Ok(vec![])]);
+        assert_eq!(sent([Ok(results(0..0))]).await, [Ok(vec![])]);
     }
 }
