@@ -4,19 +4,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::metrics::{METRICS, Present};
 
 /// Pause after an error of `accept`, such as no free file descriptors: it does not pass by asking again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection that is closed here is read on, until its client has closed it too.
+const LINGER: Duration = Duration::from_millis(300);
 
 /// Binds the port.
 ///
@@ -43,7 +47,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<C
         Ok((tcp, _peer)) => {
             // Answers are small and must not wait for each other.
             tcp.set_nodelay(true)?;
-            Ok(Connection { tcp, _place: place, _present: METRICS.connections.enter() })
+            Ok(Connection { tcp, closing: None, _place: place, _present: METRICS.connections.enter() })
         }
         Err(error) => {
             tracing::warn!(%error, "a connection cannot be accepted");
@@ -57,6 +61,8 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<C
 #[derive(Debug)]
 pub struct Connection {
     tcp: TcpStream,
+    /// Runs out when the client does not close its side.
+    closing: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
     _present: Present,
 }
@@ -84,8 +90,25 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.tcp).poll_flush(cx)
     }
 
+    /// Closes this side, then drops what the client still sends until it has closed its own. A socket that is closed with bytes
+    /// unread resets the connection, and a client that is still sending would lose its last answers to that.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        let Self { tcp, closing, .. } = &mut *self;
+        if closing.is_none() {
+            ready!(Pin::new(&mut *tcp).poll_shutdown(cx))?;
+        }
+        let closing = closing.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut unread = [0; 16 * 1024];
+        loop {
+            let mut unread = ReadBuf::new(&mut unread);
+            ready!(Pin::new(&mut *tcp).poll_read(cx, &mut unread))?;
+            if unread.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     fn poll_write_vectored(

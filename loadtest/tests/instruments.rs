@@ -10,7 +10,7 @@ use coderelay_schemas::gzip::{GzipLimits, verify};
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::validate::{PacketLimits, check_fields};
 use flate2::read::GzDecoder;
-use loadtest::corpus::{Corpus, CorpusSpec};
+use loadtest::corpus::{Corpus, CorpusSpec, Found};
 use loadtest::latency::Latency;
 
 fn corpus(seed: u64) -> Corpus {
@@ -48,6 +48,21 @@ fn every_packet_is_valid_and_unique() {
         assert!(verify(&packet.content, &gzip).unwrap() > packet.content.len() as u64);
         assert!((960..=1024).contains(&packet.content.len()), "{} bytes", packet.content.len());
         assert!(ids.insert(packet.packet_id) && contents.insert(packet.content), "packet {n} repeats another");
+    }
+}
+
+#[test]
+fn packets_of_real_files_are_valid_unique_and_known_by_their_ids() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let corpus = Corpus::new(CorpusSpec { files: Some(folder.into()), ..CorpusSpec::default() }).unwrap();
+    let (limits, mut contents) = (PacketLimits::default(), HashSet::new());
+    for n in 0..500 {
+        let packet = corpus.packet(n);
+        assert_eq!(check_fields(&packet, &limits), Ok(()));
+        assert!(verify(&packet.content, &limits.gzip()).is_ok());
+        assert!(folder.join(&packet.metadata["path"]).is_file());
+        assert_eq!((corpus.number(&packet.packet_id), corpus.difference(n, &Found::from(&packet))), (Some(n), None));
+        assert!(contents.insert(packet.content), "packet {n} repeats another");
     }
 }
 

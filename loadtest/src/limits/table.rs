@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use backon::{ConstantBuilder, Retryable as _};
 use bytes::Bytes;
 use coderelay_schemas::cql;
 use futures::StreamExt;
@@ -28,6 +29,9 @@ use super::span::Work;
 
 /// Requests in flight of the entry `cql_single`: where one node's rate no longer grows.
 const SINGLE_IN_FLIGHT: usize = 256;
+
+/// How often a failed request is sent again, each time after a second.
+const RETRIES: usize = 10;
 
 /// The processor's settings that the entries take over, for the summary.
 pub(super) fn configuration() -> serde_json::Value {
@@ -155,10 +159,14 @@ impl Writer {
                     values(&sources[number as usize % sources.len()], number)
                 })
                 .collect();
-            match bound.as_slice() {
-                [row] => self.session.execute_unpaged(&self.insert, row).await.map(drop)?,
-                rows => self.session.batch(&self.batches[rows.len()], rows).await.map(drop)?,
-            }
+            let write = || async {
+                match bound.as_slice() {
+                    [row] => self.session.execute_unpaged(&self.insert, row).await.map(drop),
+                    rows => self.session.batch(&self.batches[rows.len()], rows).await.map(drop),
+                }
+            };
+            // A store that is overrun times out now and then. What is written late lowers the rate and ends nothing.
+            write.retry(ConstantBuilder::default().with_max_times(RETRIES)).await?;
             work.add(bound.len() as u64);
             anyhow::Ok(())
         });

@@ -42,7 +42,9 @@ where
         LogFormat::Auto => terminal,
     };
     if human {
-        layer.with_ansi(terminal).boxed()
+        // On a terminal unless NO_COLOR is set (<https://no-color.org>).
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        layer.with_ansi(colour).boxed()
     } else {
         let inner = format::format().json().flatten_event(true).with_span_list(false);
         layer.fmt_fields(JsonFields::new()).event_format(WithTraceIds { inner }).boxed()
