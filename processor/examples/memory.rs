@@ -46,7 +46,7 @@ fn walk(ids: u64, partitions: u64, mut visit: impl FnMut(i32, &[Entry])) -> Dura
         batch.extend((first..ids.min(first + BATCH)).map(id));
         visit(partition, &batch);
     }
-    cpu() - started
+    cpu().saturating_sub(started)
 }
 
 /// The entry of packet `n`: like a hash, every bit of its key is as good as any other.
