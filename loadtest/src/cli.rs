@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use coderelay_runtime::config::Assignment;
 use coderelay_runtime::lifecycle::shutdown_signal;
@@ -60,7 +60,7 @@ pub enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a scenario, and audit and report what came of it.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// The scenarios that come with the program.
     #[command(subcommand)]
     Scenarios(Scenarios),
@@ -238,17 +238,13 @@ impl RunArgs {
         stop: CancellationToken,
     ) -> Result<Summary> {
         let progress = Progress::new(name);
-        let devstack = match existing {
-            Some(_) => None,
-            None => {
-                progress.step("starting Kafka and Cassandra");
-                Some(Devstack::start(self.deployment.bin()).await?)
-            }
-        };
-        let pipeline = match (&devstack, existing) {
-            (Some(devstack), _) => devstack.pipeline(scenario).await?,
-            (None, Some(existing)) => existing,
-            (None, None) => bail!("there is nothing to load"),
+        let (devstack, pipeline) = if let Some(pipeline) = existing {
+            (None, pipeline)
+        } else {
+            progress.step("starting Kafka and Cassandra");
+            let devstack = Devstack::start(self.deployment.bin()).await?;
+            let pipeline = devstack.pipeline(scenario).await?;
+            (Some(devstack), pipeline)
         };
         let limits = match &self.limits {
             Some(folder) => Results::read(folder)?.summary.rates,

@@ -55,14 +55,11 @@ impl Plan {
         let load = &scenario.load;
         let per_request = load.per_request;
         let phases = load.rate.map_or_else(Vec::new, |rate| lay_out(stretches(scenario, rate), per_request));
-        let (requests, warm_up) = match (phases.first(), phases.last()) {
-            (Some(first), Some(last)) => {
-                (last.requests.end, if first.name == WARM_UP { first.requests.end } else { 0 })
-            }
-            _ => {
-                let warm_up = load.warm_up_packets.div_ceil(per_request);
-                (warm_up + load.packets.div_ceil(per_request), warm_up)
-            }
+        let (requests, warm_up) = if let (Some(first), Some(last)) = (phases.first(), phases.last()) {
+            (last.requests.end, if first.name == WARM_UP { first.requests.end } else { 0 })
+        } else {
+            let warm_up = load.warm_up_packets.div_ceil(per_request);
+            (warm_up + load.packets.div_ceil(per_request), warm_up)
         };
         Self { per_request, phases, requests, warm_up, repeats: scenario.repeats.clone() }
     }
@@ -240,15 +237,15 @@ mod tests {
         Scenario { load, ..Scenario::default() }
     }
 
-    fn millis(ms: u64) -> Option<Duration> {
-        Some(Duration::from_millis(ms))
+    const fn millis(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
     #[test]
     fn an_open_loop_is_due_at_even_intervals() {
         let plan = Plan::new(&open(1000.0, 1, 0));
         let due: Vec<_> = plan.requests().map(|request| plan.arrival(request).due).collect();
-        assert_eq!(due[..3], [millis(0), millis(100), millis(200)]);
+        assert_eq!(due[..3], [0, 100, 200].map(|ms| Some(millis(ms))));
         assert_eq!((due.len(), plan.packets(), plan.end()), (10, 1000, Duration::from_secs(1)));
     }
 
@@ -267,15 +264,12 @@ mod tests {
         let plan = Plan::new(&Scenario { burst: Some(burst), ..open(1000.0, 5, 1) });
         let phases: Vec<_> = plan.phases().iter().map(|phase| (phase.name.as_str(), phase.requests.clone())).collect();
         assert_eq!(phases, [("warm-up", 0..10), ("before", 10..30), ("burst", 30..130), ("after", 130..150)]);
-        assert_eq!(plan.arrival(31).due, millis(3010));
-        assert_eq!(plan.arrival(130).due, millis(4000));
+        assert_eq!(plan.arrival(31).due, Some(millis(3010)));
+        assert_eq!(plan.arrival(130).due, Some(millis(4000)));
         assert_eq!(plan.measured_from(), Duration::from_secs(1));
-        assert_eq!(
-            [0, 1, 100, 3010, 5900].map(|ms| plan.request_at(Duration::from_millis(ms))),
-            [0, 1, 1, 31, 149].map(Some)
-        );
-        assert_eq!([5901, 9999].map(|ms| plan.request_at(Duration::from_millis(ms))), [None, None]);
-        let at = |ms| plan.phases()[plan.phase_at(Duration::from_millis(ms))].name.clone();
+        assert_eq!([0, 1, 100, 3010, 5900].map(|ms| plan.request_at(millis(ms))), [0, 1, 1, 31, 149].map(Some));
+        assert_eq!([5901, 9999].map(|ms| plan.request_at(millis(ms))), [None, None]);
+        let at = |ms| plan.phases()[plan.phase_at(millis(ms))].name.clone();
         assert_eq!([at(500), at(3000), at(3999), at(4000), at(9999)], ["warm-up", "burst", "burst", "after", "after"]);
     }
 

@@ -79,8 +79,8 @@ impl Recorder {
     /// Only if the histograms' constant bounds were invalid.
     pub fn new(phases: usize) -> Result<Self> {
         let distribution = |kind| {
-            let phased = matches!(kind, Kind::Ack | Kind::Topic | Kind::Slip) && phases > 1;
-            let phases = (0..if phased { phases } else { 0 }).map(|_| Latency::new()).collect::<Result<_>>()?;
+            let by_phase = matches!(kind, Kind::Ack | Kind::Topic | Kind::Slip) && phases > 1;
+            let phases = (0..if by_phase { phases } else { 0 }).map(|_| Latency::new()).collect::<Result<_>>()?;
             Ok(Mutex::new(Distribution { interval: Latency::new()?, total: Latency::new()?, phases }))
         };
         Ok(Self {

@@ -116,7 +116,7 @@ impl Run<'_> {
         }
         outcome.partitions = block_in_place(|| parts.backlog.partitions())?;
         outcome.interrupted = self.stop.is_cancelled();
-        Ok(outcome::summarize(self, &parts.traffic, outcome)?)
+        outcome::summarize(self, &parts.traffic, outcome)
     }
 
     fn corpus(&self) -> CorpusSpec {

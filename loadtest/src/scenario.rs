@@ -367,7 +367,7 @@ impl Scenario {
     }
 }
 
-#[allow(clippy::ptr_arg, reason = "garde calls it with the type of the field")]
+#[allow(clippy::ptr_arg, clippy::trivially_copy_pass_by_ref, reason = "garde calls it with the type of the field")]
 fn condition(text: &String, _context: &()) -> garde::Result {
     text.parse::<Condition>().map(|_| ()).map_err(garde::Error::new)
 }

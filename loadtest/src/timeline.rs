@@ -74,7 +74,7 @@ impl Timeline {
         let all = events.clone();
         let thread = thread::Builder::new().name("timeline".to_owned()).spawn(move || {
             let mut collected = sample(&sources, started, interval, &finished)?;
-            collected.timeline.events = all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            collected.timeline.events.clone_from(&all.lock().unwrap_or_else(PoisonError::into_inner));
             Ok(collected)
         })?;
         Ok(Self { started, events, finish, thread })
@@ -102,7 +102,7 @@ fn sample(sources: &Sources, started: Instant, interval: Duration, finish: &Rece
     let mut resources = Resources::new(&sources.watched);
     let mut curves = Curves::new(&resources);
     let mut before = Counts::read(&sources.recorder);
-    let mut files = Kind::ALL.map(|kind| kind.name()).map(|name| (name, V2DeflateSerializer::new()));
+    let mut files = Kind::ALL.map(super::recorder::Kind::name).map(|name| (name, V2DeflateSerializer::new()));
     let mut outputs = Vec::new();
     for (name, _) in &files {
         let path = sources.folder.join(format!("{name}.hlog"));

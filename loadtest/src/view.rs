@@ -71,6 +71,7 @@ pub(crate) fn summary(summary: &Summary) -> String {
         Verdict::Invalid => "invalid",
         Verdict::Interrupted => "interrupted",
     };
-    let notes: String = summary.notes.iter().map(|note| format!("\n{note}")).collect();
-    format!("{table}\n\n{}: {verdict}.{notes}\n{}", summary.scenario, summary.origin)
+    let said = format!("{}: {verdict}.", summary.scenario);
+    let lines: Vec<&str> = std::iter::once(said.as_str()).chain(summary.notes.iter().map(String::as_str)).collect();
+    format!("{table}\n\n{}\n{}", lines.join("\n"), summary.origin)
 }
