@@ -7,7 +7,7 @@ use coderelay_schemas::topics::{TopicNames, TopicSpec};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
 use crate::security::Credentials;
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Stack {
     /// Creates the topics of `names` with so many partitions each, replicated three times where there are three brokers,
-    /// and waits until every partition has a leader. Topics that exist are left as they are.
+    /// and waits until every partition has a leader that answers for it. Topics that exist are left as they are.
     ///
     /// # Errors
     /// [`Error::Topic`] with the broker's reason.
@@ -72,23 +72,31 @@ impl Stack {
     }
 }
 
-/// A created topic is known to the controller; the brokers learn of it a moment later, and until then producers are told
-/// that there is no such topic.
+/// A created topic is known to the controller; the brokers learn of it a moment later, and until then clients are told that there is no
+/// such topic, or that the broker does not lead its partitions.
 fn await_leaders(admin: &AdminClient<DefaultClientContext>, names: Vec<String>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     for name in names {
-        loop {
-            let metadata = admin.inner().fetch_metadata(Some(&name), PATIENCE)?;
-            let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-            let leaders: Vec<i32> = partitions.map(MetadataPartition::leader).collect();
-            if !leaders.is_empty() && leaders.iter().all(|leader| *leader >= 0) {
-                break;
-            }
+        while let Err(reason) = led(admin, &name) {
             if Instant::now() > deadline {
-                return Err(Error::Topic { topic: name, reason: "its partitions have no leader".into() });
+                return Err(Error::Topic { topic: name, reason });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+    Ok(())
+}
+
+/// Whether every partition has a leader that answers for it.
+fn led(admin: &AdminClient<DefaultClientContext>, topic: &str) -> std::result::Result<(), String> {
+    let client = admin.inner();
+    let metadata = client.fetch_metadata(Some(topic), PATIENCE).map_err(|error| error.to_string())?;
+    let partitions: Vec<_> = metadata.topics().iter().flat_map(MetadataTopic::partitions).collect();
+    if partitions.is_empty() || partitions.iter().any(|partition| partition.leader() < 0) {
+        return Err("its partitions have no leader".into());
+    }
+    for partition in partitions {
+        client.fetch_watermarks(topic, partition.id(), PATIENCE).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
