@@ -192,14 +192,16 @@ impl Cluster {
             if transactional {
                 let membership = reader.consumer.group_metadata().context("the consumer has no group")?;
                 producer.send_offsets_to_transaction(&offsets, &membership, PATIENCE)?;
-                // It waits for the deliveries by itself.
+            }
+            // Also before a commit: rust-rdkafka's flushes first, and waits for deliveries in slices of 100 ms.
+            while producer.in_flight_count() > 0 {
+                std::thread::sleep(DELIVERY_WAIT);
+            }
+            producer.poll(Duration::ZERO);
+            producer.context().check()?;
+            if transactional {
                 producer.commit_transaction(PATIENCE)?;
             } else {
-                while producer.in_flight_count() > 0 {
-                    std::thread::sleep(DELIVERY_WAIT);
-                }
-                producer.poll(Duration::ZERO);
-                producer.context().check()?;
                 reader.consumer.commit(&offsets, CommitMode::Sync)?;
             }
             work.add(batch.len() as u64);
@@ -221,7 +223,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A producer as the processor's. Without transactions nothing flushes what lingers, so it lingers less.
+    /// A producer as the processor's.
     fn copier(&self, worker: usize, transactional: bool) -> Result<BaseProducer<Deliveries>> {
         let mut config = self.client();
         config
@@ -229,7 +231,7 @@ impl Cluster {
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
             .set("delivery.report.only.error", "true")
-            .set("linger.ms", if transactional { "5" } else { "1" })
+            .set("linger.ms", "5")
             .set("batch.num.messages", "10000")
             .set("queue.buffering.max.kbytes", "131072");
         if transactional {

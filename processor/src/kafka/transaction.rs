@@ -20,6 +20,7 @@ use rdkafka::util::Timeout;
 use super::letter::Letter;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
+use crate::failpoint;
 use crate::ports::{Fault, Transaction};
 use crate::record::{Record, TopicPartition};
 
@@ -29,10 +30,9 @@ const ENTRIES_PER_RECORD: usize = 20_000;
 const DETAIL_MAX: usize = 1000;
 /// Room in a dead letter for the headers that are added and for Kafka's framing.
 const HEADROOM: usize = 64 * 1024;
-/// How often a commit that is under way looks for deliveries that failed. Those that succeed are waited for without a look.
-const LOOK_FOR_FAILURES: Duration = Duration::from_secs(1);
-/// How long a full queue is left to drain. The producer's own `poll` would spin: it counts in whole milliseconds.
-const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
+/// Between two looks at what is still to be delivered. The producer's own `poll` would spin, since it counts in whole milliseconds, and its
+/// `flush` looks every 100 ms.
+const DELIVERY_WAIT: Duration = Duration::from_micros(500);
 
 /// A [`Transaction`] over librdkafka's producer.
 ///
@@ -61,9 +61,9 @@ impl KafkaTransaction {
             .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
         config.set("allow.auto.create.topics", "false");
-        // `commit_transaction` then waits for the deliveries by itself, without one event per record.
+        // One event for each record that was delivered would cost more than all the waiting for them.
         config.set("delivery.report.only.error", "true");
-        // Larger requests cost the broker less. A commit sends at once what still lingers.
+        // Larger requests cost the broker less.
         default(&mut config, "linger.ms", "5");
         default(&mut config, "batch.num.messages", "10000");
         default(&mut config, "queue.buffering.max.kbytes", "131072");
@@ -89,7 +89,7 @@ impl KafkaTransaction {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     record = refused;
-                    std::thread::sleep(QUEUE_FULL_WAIT);
+                    std::thread::sleep(DELIVERY_WAIT);
                     self.check_deliveries()?;
                 }
                 Err((error, record)) => return Err(self.fault(&format!("producing to {}", record.topic), &error)),
@@ -122,19 +122,6 @@ impl KafkaTransaction {
             ));
         }
         Fault::restart(doing, error)
-    }
-}
-
-#[cfg(feature = "failpoints")]
-impl KafkaTransaction {
-    /// The place where everything is delivered and nothing is visible yet.
-    fn stop_before_the_end(&self) -> Result<(), Fault> {
-        while self.producer.in_flight_count() > 0 {
-            std::thread::sleep(QUEUE_FULL_WAIT);
-            self.check_deliveries()?;
-        }
-        crate::failpoint::hit("before-end-txn");
-        Ok(())
     }
 }
 
@@ -196,22 +183,16 @@ impl Transaction for KafkaTransaction {
     }
 
     fn commit(&mut self) -> Result<(), Fault> {
-        #[cfg(feature = "failpoints")]
-        self.stop_before_the_end()?;
-        // The broker ends it by the transaction time-out; librdkafka would go on asking for ever.
-        let deadline = Instant::now() + self.timeout * 2;
-        loop {
+        // rust-rdkafka's commit flushes first, and waits for what is not delivered yet in slices of 100 ms.
+        while self.producer.in_flight_count() > 0 {
+            std::thread::sleep(DELIVERY_WAIT);
             self.check_deliveries()?;
-            let error = match self.producer.commit_transaction(Timeout::After(LOOK_FOR_FAILURES)) {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            // The commit goes on in the background; asking again resumes the wait for it.
-            let unfinished = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
-            if !unfinished || Instant::now() >= deadline {
-                return Err(self.fault("committing the transaction", &error));
-            }
         }
+        self.check_deliveries()?;
+        failpoint::hit("before-end-txn");
+        // The broker ends it by the transaction time-out; librdkafka would go on asking for ever.
+        let patience = Timeout::After(self.timeout * 2);
+        self.producer.commit_transaction(patience).map_err(|error| self.fault("committing the transaction", &error))
     }
 }
 
