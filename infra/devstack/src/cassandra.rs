@@ -108,7 +108,7 @@ impl Node {
         let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
         let probe = Probe::Cql { address: self.contact(), credentials };
         let args = self.java_args(&dir, &conf)?;
-        Process::launch(Launch::new("cassandra", &self.java, &dir).args(args).ready_when(probe))
+        Process::launch(Launch::new("cassandra", &self.java, &dir).args(args).ready_when(probe).behind_the_topic())
     }
 
     fn java_args(&self, dir: &Path, conf: &Path) -> Result<Vec<String>> {

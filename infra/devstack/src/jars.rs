@@ -20,9 +20,14 @@ pub(crate) struct Product {
     pom: &'static str,
 }
 
-/// Kafka 4.3 with MirrorMaker 2.
+/// Release of Kafka and MirrorMaker 2 that the stack runs.
+pub const KAFKA_VERSION: &str = "4.3.1";
+/// Release of Cassandra that the stack runs.
+pub const CASSANDRA_VERSION: &str = "5.0.6";
+
+/// Kafka with MirrorMaker 2.
 pub(crate) const KAFKA: Product = Product { name: "kafka", pom: include_str!("../jars/kafka/pom.xml") };
-/// Cassandra 5.0.
+/// Cassandra.
 pub(crate) const CASSANDRA: Product = Product { name: "cassandra", pom: include_str!("../jars/cassandra/pom.xml") };
 
 impl Product {
@@ -140,6 +145,16 @@ fn is_java_17(java: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_poms_name_the_releases() {
+        for (product, artifact, version) in
+            [(KAFKA, "kafka_2.13", KAFKA_VERSION), (CASSANDRA, "cassandra-all", CASSANDRA_VERSION)]
+        {
+            let named = format!("<artifactId>{artifact}</artifactId><version>{version}</version>");
+            assert!(product.pom.contains(&named), "{artifact} {version}");
+        }
+    }
 
     #[test]
     fn mavens_lines_are_read() {

@@ -20,6 +20,7 @@ pub struct Launch {
     pub(crate) dir: PathBuf,
     pub(crate) probe: Probe,
     inherit_output: bool,
+    niceness: u8,
 }
 
 impl Launch {
@@ -34,6 +35,7 @@ impl Launch {
             dir: dir.into(),
             probe: Probe::Running,
             inherit_output: false,
+            niceness: 0,
         }
     }
 
@@ -65,6 +67,14 @@ impl Launch {
         self
     }
 
+    /// Gives the process less of a CPU that others want too. For what stands behind the topic: a producer waits for ingest and the
+    /// broker, nobody waits for the processor and the store, and in production these run on machines of their own.
+    #[must_use]
+    pub fn behind_the_topic(mut self) -> Self {
+        self.niceness = 10;
+        self
+    }
+
     pub(crate) fn log_path(&self) -> PathBuf {
         self.dir.join(format!("{}.log", self.name))
     }
@@ -75,8 +85,12 @@ impl Launch {
         if is_path && !self.program.exists() {
             return Err(Error::io(&self.program)(io::ErrorKind::NotFound.into()));
         }
-        let mut command = spawner::bound_command(&self.program);
-        command.args(&self.args).envs(self.envs.iter().map(|(name, value)| (name, value)));
+        let mut command = spawner::bound_command("nice");
+        command
+            .arg(format!("--adjustment={}", self.niceness))
+            .arg(&self.program)
+            .args(&self.args)
+            .envs(self.envs.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.dir).stdin(Stdio::null());
         if !self.inherit_output {
             let mut file = File::options().create(true).append(true).open(log).map_err(Error::io(log))?;

@@ -38,7 +38,7 @@ mod provision;
 
 pub use cassandra::CommitLog;
 pub use error::{Error, Result};
-pub use jars::cache_dir;
+pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use launch::Launch;
 pub use ports::{free_port, preferred_port};

@@ -60,7 +60,7 @@ impl Deployment {
                 format!("admin.listen={ingest_admin}"),
                 "region=local".to_owned(),
             ],
-        )?;
+        );
         let processor = service(
             home,
             "processor",
@@ -71,7 +71,8 @@ impl Deployment {
                 format!("cql.keyspace={KEYSPACE}"),
                 format!("admin.listen={processor_admin}"),
             ],
-        )?;
+        );
+        let (ingest, processor) = (start(ingest)?, start(processor.behind_the_topic())?);
         tokio::try_join!(ingest.ready_observed(&observer), processor.ready_observed(&observer))?;
         reporter.describe(&ingest, vec![url(&grpc), url(&ingest_admin)]);
         reporter.describe(&processor, vec![url(&processor_admin)]);
@@ -123,12 +124,14 @@ impl Deployment {
     }
 }
 
-fn service(home: &Home, name: &str, admin: &str, settings: &[String]) -> anyhow::Result<Process> {
-    let program = home.program(name);
+fn service(home: &Home, name: &str, admin: &str, settings: &[String]) -> Launch {
     let args = settings.iter().flat_map(|setting| ["--set", setting]);
-    let launch = Launch::new(name, &program, home.nodes().join(name)).args(args);
-    let launch = launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) });
-    Process::launch(launch).with_context(|| format!("cargo build --release builds {name}; `infra/dev` does it"))
+    let launch = Launch::new(name, home.program(name), home.nodes().join(name)).args(args);
+    launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) })
+}
+
+fn start(launch: Launch) -> anyhow::Result<Process> {
+    Process::launch(launch).context("cargo build --release builds the services; `infra/dev` does it")
 }
 
 fn address(preferred: u16) -> io::Result<String> {
