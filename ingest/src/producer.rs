@@ -55,6 +55,27 @@ impl Delivery {
 /// The headers that all records of one request share.
 pub struct RequestHeaders(OwnedHeaders);
 
+impl RequestHeaders {
+    /// Headers for packets that ingest of `region` has verified.
+    pub fn new(region: &str, traceparent: &str, tracestate: Option<&str>) -> Self {
+        let mut headers = OwnedHeaders::new_with_capacity(7)
+            .insert(header(headers::TRACEPARENT, traceparent))
+            .insert(header(headers::REGION, region))
+            .insert(header(headers::CONTENT_TYPE, headers::CONTENT_TYPE_PROTOBUF))
+            .insert(header(headers::SCHEMA, headers::SCHEMA_CODE_PACKET))
+            .insert(header(headers::CHECKED, headers::CHECKED_GZIP));
+        if let Some(tracestate) = tracestate {
+            headers = headers.insert(header(headers::TRACESTATE, tracestate));
+        }
+        Self(headers)
+    }
+
+    /// The headers of the record that carries packet `id`.
+    pub fn with_id(&self, id: &PacketId) -> OwnedHeaders {
+        self.0.clone().insert(header(headers::PACKET_ID, &id.to_string()))
+    }
+}
+
 /// The idempotent producer. Its reports come on a thread of its own.
 pub struct Producer {
     client: ThreadedProducer<Reports>,
@@ -82,30 +103,21 @@ impl Producer {
 
     /// Headers for the records of one request.
     pub fn request_headers(&self, traceparent: &str, tracestate: Option<&str>) -> RequestHeaders {
-        let mut headers = OwnedHeaders::new_with_capacity(7)
-            .insert(header(headers::TRACEPARENT, traceparent))
-            .insert(header(headers::REGION, &self.region))
-            .insert(header(headers::CONTENT_TYPE, headers::CONTENT_TYPE_PROTOBUF))
-            .insert(header(headers::SCHEMA, headers::SCHEMA_CODE_PACKET))
-            .insert(header(headers::CHECKED, headers::CHECKED_GZIP));
-        if let Some(tracestate) = tracestate {
-            headers = headers.insert(header(headers::TRACESTATE, tracestate));
-        }
-        RequestHeaders(headers)
+        RequestHeaders::new(&self.region, traceparent, tracestate)
     }
 
     /// Hands a packet to the Kafka client, which copies it. Never waits: what cannot be queued is settled at once.
     ///
     /// `value` is the caller's scratch space; its contents do not matter.
     pub fn send(&self, packet: &CodePacket, shared: &RequestHeaders, delivery: Delivery, value: &mut Vec<u8>) {
-        let id = delivery.id.to_string();
+        let headers = shared.with_id(&delivery.id);
         value.clear();
         value.reserve(packet.encoded_len());
         packet.encode_raw(value);
         let record = BaseRecord::with_opaque_to(&self.topic, Box::new(delivery))
             .key(packet.repo_id.as_bytes())
             .payload(value.as_slice())
-            .headers(shared.0.clone().insert(header(headers::PACKET_ID, &id)))
+            .headers(headers)
             .timestamp(milliseconds(SystemTime::now()));
         if let Err((error, record)) = self.client.send(record) {
             record.delivery_opaque.settle(Outcome::Failed(failure(&error, self.retry_after)));

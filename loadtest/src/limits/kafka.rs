@@ -6,16 +6,18 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::topics;
 use futures::future::try_join_all;
 use ingest::config::IngestConfig;
+use ingest::producer::RequestHeaders;
 use processor::config::{BatchConfig, GroupConfig};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Message};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -27,6 +29,9 @@ use super::span::Work;
 
 /// Bound of each question to the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A producer's, as each record carries one.
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
 
 /// How long is waited between two looks at what is still to be delivered. `poll` would spin: it counts in whole milliseconds.
 const DELIVERY_WAIT: Duration = Duration::from_micros(200);
@@ -111,7 +116,7 @@ impl Cluster {
 
     // ---- produce ----------------------------------------------------------------------------------------------------------
 
-    /// Produces records without end, with ingest's settings: its queue is kept full.
+    /// Produces the records that ingest makes of the packets, headers and all, without end and with its settings: its queue is kept full.
     pub(super) async fn produce(&self, pool: &Pool, work: Work) -> Result<()> {
         let mut config = IngestConfig::default();
         config.kafka.bootstrap_servers.clone_from(&self.bootstrap_servers);
@@ -119,11 +124,13 @@ impl Cluster {
         let topic = self.packets.clone();
         let records: Vec<_> =
             pool.packets.iter().map(|packet| packet.repo_id.clone()).zip(pool.values.iter().cloned()).collect();
+        let headers = RequestHeaders::new(&config.region, TRACEPARENT, None);
         let thread = spawn_blocking(move || {
             let deliveries = Deliveries { work: Some(work.clone()), failure: Mutex::default() };
             let producer = ThreadedProducer::<Deliveries>::from_config_and_context(&settings, deliveries)?;
             for (key, value) in records.iter().cycle() {
-                let mut record = BaseRecord::to(&topic).key(key.as_bytes()).payload(value.as_ref());
+                let headers = headers.with_id(&PacketId([0; 16]));
+                let mut record = BaseRecord::to(&topic).key(key.as_bytes()).payload(value.as_ref()).headers(headers);
                 while let Err((error, refused)) = producer.send(record) {
                     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                         return Err(error.into());
@@ -212,6 +219,7 @@ impl Cluster {
     fn send_copy(&self, producer: &BaseProducer<Deliveries>, message: &BorrowedMessage<'_>) -> Result<()> {
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.copies).partition(message.partition());
         (record.key, record.payload) = (message.key(), message.payload());
+        record.headers = message.headers().map(BorrowedHeaders::detach);
         record.timestamp = message.timestamp().to_millis();
         while let Err((error, refused)) = producer.send(record) {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
