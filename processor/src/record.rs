@@ -99,7 +99,9 @@ impl Headers {
 
     /// The value of the last header called `name`, as Kafka's own `lastHeader` does; null counts as absent.
     pub fn last(&self, name: &str) -> Option<&[u8]> {
-        self.iter().filter(|(found, _)| *found == name).last().and_then(|(_, value)| value)
+        let mut rest = self.iter();
+        let named = std::iter::from_fn(|| rest.next_raw()).filter(|(found, _)| *found == name.as_bytes());
+        named.last().and_then(|(_, value)| value)
     }
 
     /// The same, when it is UTF-8.
@@ -135,19 +137,25 @@ impl<'a> HeaderIter<'a> {
         self.rest = rest;
         Some(taken)
     }
+
+    /// The next header, its name not looked at.
+    fn next_raw(&mut self) -> Option<(&'a [u8], Option<&'a [u8]>)> {
+        let length = self.length()?;
+        let name = self.take(length)?;
+        let value = match self.length()? {
+            NULL => None,
+            length => Some(self.take(length)?),
+        };
+        Some((name, value))
+    }
 }
 
 impl<'a> Iterator for HeaderIter<'a> {
     type Item = (&'a str, Option<&'a [u8]>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let length = self.length()?;
-        let name = std::str::from_utf8(self.take(length)?).ok()?;
-        let value = match self.length()? {
-            NULL => None,
-            length => Some(self.take(length)?),
-        };
-        Some((name, value))
+        let (name, value) = self.next_raw()?;
+        Some((std::str::from_utf8(name).ok()?, value))
     }
 }
 

@@ -20,6 +20,9 @@ pub(crate) fn span(records: &[Record]) -> Span {
         messaging.operation.name = "process",
         messaging.batch.message_count = records.len()
     );
+    if !propagation::is_traced(&span) {
+        return span;
+    }
     let sampled = records
         .iter()
         .filter(|record| record.headers.last(headers::TRACEPARENT).is_some_and(|value| value.ends_with(SAMPLED)))

@@ -45,6 +45,11 @@ pub fn continue_from(span: &Span, traceparent: Option<&str>) {
     }
 }
 
+/// Whether anybody will see the span and its links: not where nothing is exported, nor outside the sample.
+pub fn is_traced(span: &Span) -> bool {
+    span.context().span().span_context().is_sampled()
+}
+
 /// Links this span to the sender's.
 pub fn link(span: &Span, traceparent: &str) {
     if let Some(remote) = remote(traceparent) {
