@@ -103,6 +103,14 @@ impl Audit {
         }
     }
 
+    /// Whether packet `n` was acknowledged.
+    ///
+    /// # Panics
+    /// If the audit has no such packet.
+    pub fn is_acknowledged(&self, n: u64) -> bool {
+        self.slots[n as usize].state().is(ACKNOWLEDGED)
+    }
+
     /// Enters a record of the topic. The packet's number, if it is the first record of a packet that was sent.
     pub fn published(&self, key: Option<&[u8]>, found: &Found<'_>, at: Place) -> Option<u64> {
         let n = self.number(found.packet_id, || format!("seen in the topic at {at}"))?;

@@ -3,39 +3,48 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use coderelay_runtime::config::Assignment;
 use coderelay_schemas::topics::PARTITIONS;
-use time::OffsetDateTime;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::deployment::Devstack;
 use crate::limits::{self, Span};
+use crate::memory;
 use crate::progress::Progress;
+use crate::results::write_summary;
 use crate::run::Run;
 use crate::scenario;
 use crate::summary::{Summary, Verdict};
 use crate::targets::{self, Row};
 
-/// The scenarios in their order, and what makes each shorter. `drain` comes before those whose rate is held against it.
+/// The scenarios in their order, and what makes each shorter. `drain` comes before those whose rate is held against it, and those that
+/// find a maximum before those that time what comes at a rate: a JVM that still compiles would be timed with them.
 const SCENARIOS: [(&str, &[&str]); 10] = [
-    ("steady", &["load.duration=15s", "load.warm_up=5s"]),
-    ("burst", &["load.duration=40s", "burst.duration=2s"]),
     ("drain", &["load.packets=200000"]),
     ("duplicates", &["load.packets=120000", "load.warm_up_packets=20000", "repeats.after=20000"]),
+    ("hot-key", &["load.packets=100000"]),
     ("batched", &["load.packets=300000"]),
     ("one-per-request", &["load.packets=100000"]),
-    ("hot-key", &["load.packets=100000"]),
     ("large", &["load.packets=300"]),
-    ("cold-start", &[]),
+    ("steady", &["load.duration=15s", "load.warm_up=10s"]),
     ("ramp", &["ramp.hold=3s", "ramp.step=5000"]),
+    ("burst", &["load.duration=40s", "burst.duration=2s"]),
+    ("cold-start", &[]),
 ];
-/// Warms the JVMs; its figures are dropped.
-const WARM_UP: &[&str] =
-    &["load.packets=400000", "load.warm_up_packets=0", "finish.replay=false", "finish.audit=false"];
+/// The scenario that is not one: the processor's memory alone.
+const MEMORY: &str = "dedup-memory";
+/// Ids it is measured with: the default of `dedup.capacity`.
+const IDS: u64 = 10_000_000;
+/// Warm the JVMs, with large transactions and with small ones; their figures are dropped.
+const WARM_UPS: [(&str, &[&str]); 2] = [
+    ("drain", &["load.packets=400000", "load.warm_up_packets=0", "finish.replay=false", "finish.audit=false"]),
+    ("steady", &["load.duration=20s", "load.warm_up=1s", "finish.audit=false"]),
+];
 
 /// Measure everything that the documentation publishes, on a stack of its own.
 #[derive(Clone, Debug, Args)]
@@ -75,13 +84,20 @@ impl BenchArgs {
     /// When the stack does not start. What fails after that is told in the result.
     pub async fn run(&self, stop: CancellationToken) -> Result<Bench> {
         let progress = Progress::new("bench");
+        let (mut limits, mut summaries, mut broken) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        if self.wants(MEMORY) {
+            progress.step("filling the processor's memory of ids");
+            let summary = spawn_blocking(|| memory::measure(IDS)).await??;
+            write_summary(&self.out.join(MEMORY), &summary)?;
+            summaries.insert(MEMORY.to_owned(), summary);
+        }
         progress.step("starting Kafka and Cassandra");
         let devstack = Devstack::start(self.bin.as_deref()).await?;
-        let mut broken = Vec::new();
-        let warm_up = self.scenario(&devstack, "drain", WARM_UP, &BTreeMap::new(), "warm-up", &stop).await;
-        warm_up.context("the warm-up failed")?;
-        fs::remove_dir_all(self.out.join("warm-up")).context("cannot remove the warm-up's folder")?;
-        let (mut limits, mut summaries) = (BTreeMap::new(), BTreeMap::new());
+        for (name, set) in WARM_UPS {
+            let warm_up = self.scenario(&devstack, name, set, &BTreeMap::new(), "warm-up", &stop).await;
+            warm_up.context("the warm-up failed")?;
+            fs::remove_dir_all(self.out.join("warm-up")).context("cannot remove the warm-up's folder")?;
+        }
         match self.limits(&devstack, &progress).await {
             Ok(summary) => {
                 limits.extend(summary.rates.iter().map(|rate| (rate.name.clone(), rate.per_second)));
@@ -91,7 +107,7 @@ impl BenchArgs {
         }
         drop(progress);
         for (name, shorter) in SCENARIOS {
-            if stop.is_cancelled() || !(self.only.is_empty() || self.only.iter().any(|only| only == name)) {
+            if stop.is_cancelled() || !self.wants(name) {
                 continue;
             }
             let set = if self.quick { shorter } else { &[] };
@@ -110,6 +126,10 @@ impl BenchArgs {
         devstack.stop().await?;
         crate::report::write(&self.out)?;
         Ok(Bench { rows: targets::rows(&summaries), broken, interrupted: stop.is_cancelled() })
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
     async fn scenario(
@@ -136,7 +156,7 @@ impl BenchArgs {
     }
 
     async fn limits(&self, devstack: &Devstack, progress: &Progress) -> Result<Summary> {
-        let measured = Duration::from_secs(if self.quick { 1 } else { 3 });
+        let measured = Duration::from_secs(if self.quick { 2 } else { 10 });
         let target = limits::Target {
             bootstrap_servers: devstack.bootstrap_servers(),
             cql_contact: devstack.cql_contact(),
@@ -144,14 +164,8 @@ impl BenchArgs {
             replicas: 1,
             span: Span { warm_up: Duration::from_secs(1), measured },
         };
-        let (started, clock) = (OffsetDateTime::now_utc(), Instant::now());
-        let found = limits::survey(&target, |what| progress.step(what)).await?;
-        let summary = limits::summary(&target, &found, started, clock.elapsed().as_secs_f64())?;
-        let out = self.out.join("limits");
-        fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-        let path = out.join("summary.json");
-        let json = serde_json::to_string_pretty(&summary)? + "\n";
-        fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        let summary = limits::measure(&target, |what| progress.step(what)).await?;
+        write_summary(&self.out.join("limits"), &summary)?;
         Ok(summary)
     }
 }

@@ -257,7 +257,7 @@ impl RunArgs {
                     replicas: 1,
                     span: Span { warm_up: Duration::from_secs(2), measured: Duration::from_secs(3) },
                 };
-                limits::measure(&target, |what| progress.step(what)).await?
+                limits::measure(&target, |what| progress.step(what)).await?.rates
             }
             None => Vec::new(),
         };

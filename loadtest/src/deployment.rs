@@ -181,11 +181,13 @@ impl Devstack {
             let settings = common(&endpoints).into_iter().chain(own.iter().cloned()).chain(settings(given));
             let args = settings.flat_map(|setting| ["--set".to_owned(), setting]);
             let launch = Launch::new(name, program, &folder).args(args);
-            Service::new(name, launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) }))
+            launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) })
         };
+        let ingest = service("ingest", &self.ingest, &ingest_admin, &ingest, &scenario.ingest);
+        let processor = service("processor", &self.processor, &processor_admin, &processor, &scenario.processor);
         let own = Own {
-            ingest: service("ingest", &self.ingest, &ingest_admin, &ingest, &scenario.ingest),
-            processor: service("processor", &self.processor, &processor_admin, &processor, &scenario.processor),
+            ingest: Service::new("ingest", ingest),
+            processor: Service::new("processor", processor.behind_the_topic()),
             stack: self.stack.clone(),
         };
         let watched = own.watched();

@@ -39,6 +39,7 @@ pub mod machine;
 pub mod summary;
 
 pub mod limits;
+pub mod memory;
 pub mod sizes;
 
 pub mod results;

@@ -13,6 +13,7 @@ mod span;
 mod table;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
@@ -78,12 +79,14 @@ pub struct Limit {
     pub cpu_seconds_per_100k: f64,
 }
 
-/// Measures every entry and answers their rates. `progress` is told of each.
+/// Measures every entry and sums them up. `progress` is told of each. Needs a multi-threaded Tokio runtime.
 ///
 /// # Errors
-/// See [`survey`].
-pub async fn measure(target: &Target, progress: impl FnMut(&str)) -> Result<Vec<Rate>> {
-    Ok(rates(&survey(target, progress).await?))
+/// See [`survey`]; and when `/proc` cannot be read.
+pub async fn measure(target: &Target, progress: impl FnMut(&str)) -> Result<Summary> {
+    let (started, clock) = (OffsetDateTime::now_utc(), Instant::now());
+    let limits = survey(target, progress).await?;
+    summary(target, &limits, started, clock.elapsed())
 }
 
 /// Measures every entry, in the order of [`entry`]. Needs a multi-threaded Tokio runtime.
@@ -183,11 +186,7 @@ fn figures(limits: &[Limit]) -> BTreeMap<String, f64> {
     figures
 }
 
-/// A summary of the scenario `limits`, which took `seconds`.
-///
-/// # Errors
-/// When `/proc` cannot be read.
-pub fn summary(target: &Target, limits: &[Limit], started: OffsetDateTime, seconds: f64) -> Result<Summary> {
+fn summary(target: &Target, limits: &[Limit], started: OffsetDateTime, took: Duration) -> Result<Summary> {
     let configuration = serde_json::json!({
         "partitions": target.partitions,
         "replicas": target.replicas,
@@ -201,7 +200,7 @@ pub fn summary(target: &Target, limits: &[Limit], started: OffsetDateTime, secon
         scenario: "limits".to_owned(),
         description: "What the parts can do without coderelay, on this machine at this time".to_owned(),
         started: started.format(&Rfc3339)?,
-        seconds,
+        seconds: took.as_secs_f64(),
         origin: Origin::here()?,
         versions: BTreeMap::from([("loadtest".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         configuration,

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::results::{Interval, Results, SUMMARY, began, percentiles, total};
 use crate::summary::{Audit, Event, Generator, Packets, Rate, Series, Summary, Timeline, Usage, Verdict};
 use crate::threshold::Condition;
+use crate::timeline;
 
 /// The one setting in which the processes of a run differ.
 const SEED: &str = "seed";
@@ -39,7 +40,9 @@ impl MergeArgs {
     pub fn run(self) -> Result<()> {
         ensure!(!self.out.join(SUMMARY).exists(), "{} holds a run already", self.out.display());
         let parts: Vec<_> = self.parts.iter().map(|part| Results::read(part)).collect::<Result<_>>()?;
-        merge(&parts)?.write(&self.out)?;
+        let merged = merge(&parts)?;
+        merged.write(&self.out)?;
+        timeline::write_csv(&merged.summary.timeline, &self.out)?;
         println!("{}", self.out.join(SUMMARY).display());
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use coderelay_devstack::{CASSANDRA_VERSION, KAFKA_VERSION};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -99,6 +100,8 @@ pub(crate) fn blank(run: &Run<'_>, started: Instant) -> Result<Summary> {
     let mut versions = BTreeMap::from([("loadtest".to_owned(), version.clone())]);
     if run.pipeline.own.is_some() {
         versions.extend(["ingest", "processor"].map(|name| (name.to_owned(), version.clone())));
+        let servers = [("kafka", KAFKA_VERSION), ("cassandra", CASSANDRA_VERSION)];
+        versions.extend(servers.map(|(name, version)| (name.to_owned(), version.to_owned())));
     }
     Ok(Summary {
         schema: SCHEMA,

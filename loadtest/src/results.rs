@@ -92,11 +92,8 @@ impl Results {
     /// # Errors
     /// When the folder cannot be made or a file not be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut json = serde_json::to_vec_pretty(&self.summary)?;
-        json.push(b'\n');
+        write_summary(folder, &self.summary)?;
         let began = began(&self.summary).unwrap_or_default();
-        write_file(&folder.join(SUMMARY), &json)?;
         for (name, intervals) in &self.latencies {
             let log = interval_log(name, SystemTime::UNIX_EPOCH + seconds(began), intervals)?;
             write_file(&folder.join(format!("{name}.hlog")), &log)?;
@@ -108,6 +105,17 @@ impl Results {
     pub fn total(&self, name: &str) -> Option<Histogram<u64>> {
         total(self.latencies.get(name)?)
     }
+}
+
+/// Writes `summary.json` into `folder`, which is made if it is not there.
+///
+/// # Errors
+/// When the folder cannot be made or the file not be written.
+pub fn write_summary(folder: &Path, summary: &Summary) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut json = serde_json::to_vec_pretty(summary)?;
+    json.push(b'\n');
+    write_file(&folder.join(SUMMARY), &json)
 }
 
 /// All intervals as one distribution.

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::generator::Traffic;
 use crate::recorder::Kind;
@@ -21,8 +22,8 @@ const CONCURRENT: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Looks for a packet of the measured part each 50 ms until the plan ends or the load is stopped, and for the rows that are still
-/// missing then. How many were never found.
-pub async fn sample(traffic: Arc<Traffic>, table: Arc<Table>, epoch: Instant) -> u64 {
+/// missing then. How many were never found. Once `settled` is cancelled, what was not acknowledged is no longer looked for.
+pub async fn sample(traffic: Arc<Traffic>, table: Arc<Table>, epoch: Instant, settled: CancellationToken) -> u64 {
     let permits = Arc::new(Semaphore::new(CONCURRENT));
     let mut searches = JoinSet::new();
     let mut at = traffic.plan.measured_from();
@@ -34,17 +35,31 @@ pub async fn sample(traffic: Arc<Traffic>, table: Arc<Table>, epoch: Instant) ->
             () = sleep_until(due) => {}
             () = traffic.stop.cancelled() => break,
         }
-        let (traffic, table, permits) = (traffic.clone(), table.clone(), permits.clone());
+        let (traffic, table, permits, settled) = (traffic.clone(), table.clone(), permits.clone(), settled.clone());
         searches.spawn(async move {
-            let Ok(_permit) = permits.acquire().await else { return false };
-            let found = table.readable(&traffic.corpus, arrival.packets.start, today(), PATIENCE).await;
-            let Ok(Some(found)) = found else { return false };
-            let took = found.saturating_duration_since(due.into_std());
-            traffic.recorder.record(Kind::Cql, arrival.phase, took, 1);
-            true
+            let n = arrival.packets.start;
+            let search = async {
+                let _permit = permits.acquire().await.ok()?;
+                table.readable(&traffic.corpus, n, today(), PATIENCE).await.ok()?
+            };
+            let never_sent = async {
+                settled.cancelled().await;
+                if traffic.audit.is_acknowledged(n) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let found = tokio::select! {
+                found = search => found,
+                () = never_sent => return false,
+            };
+            if let Some(found) = found {
+                let took = found.saturating_duration_since(due.into_std());
+                traffic.recorder.record(Kind::Cql, arrival.phase, took, 1);
+            }
+            found.is_none()
         });
     }
-    searches.join_all().await.into_iter().filter(|found| !found).count() as u64
+    searches.join_all().await.into_iter().filter(|missing| *missing).count() as u64
 }
 
 /// The day that ingest gives packets of now.

@@ -27,6 +27,7 @@ use crate::progress::Progress;
 use crate::reader::TopicReader;
 use crate::recorder::{Kind, Recorder, add, read};
 use crate::resources::{Resources, Watched};
+use crate::results::write_summary;
 use crate::scenario::{Scenario, Subject};
 use crate::scrape::Page;
 use crate::summary::Summary;
@@ -76,9 +77,7 @@ impl Run<'_> {
             _ => self.load().await?,
         };
         timeline::write_csv(&summary.timeline, self.out)?;
-        let path = self.out.join("summary.json");
-        let json = serde_json::to_string_pretty(&summary)? + "\n";
-        std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        write_summary(self.out, &summary)?;
         Ok(summary)
     }
 
@@ -88,6 +87,8 @@ impl Run<'_> {
         let plan = Plan::new(self.scenario);
         let corpus = Arc::new(block_in_place(|| Corpus::new(self.corpus()))?);
         let alone = self.scenario.subject == Subject::Ingest;
+        // Only where latency to the topic is measured: elsewhere the reader would take its CPU from what is.
+        let at_once = self.scenario.subject == Subject::Pipeline;
         let audit = Audit::new(corpus.clone(), plan.packets());
         let audit = if self.pipeline.own.is_some() { audit.exclusive() } else { audit };
         let traffic = Arc::new(Traffic {
@@ -106,7 +107,7 @@ impl Run<'_> {
         let watch = || Backlog::watch(&endpoints.kafka, &endpoints.group, &endpoints.topics.packets);
         let backlog = Arc::new(block_in_place(watch)?);
         let parts = Parts { traffic, backlog, progress, epoch: Arc::default() };
-        let reader = if alone { None } else { Some(block_in_place(|| self.reader(&parts, false))?) };
+        let reader = if at_once { Some(block_in_place(|| self.reader(&parts))?) } else { None };
         let mut outcome = match self.scenario.subject {
             Subject::Processor => self.backlog_first(&parts).await?,
             _ => self.under_load(&parts).await?,
@@ -133,8 +134,8 @@ impl Run<'_> {
         }
     }
 
-    /// A reader of the deduped topic, or for ingest alone of the topic it writes.
-    fn reader(&self, parts: &Parts, packets: bool) -> Result<TopicReader> {
+    /// A reader of the deduped topic from now on; once the load is over, of all of it, or for ingest alone of the topic it writes.
+    fn reader(&self, parts: &Parts) -> Result<TopicReader> {
         let (traffic, epoch, endpoints) = (parts.traffic.clone(), parts.epoch.clone(), &self.pipeline.endpoints);
         let on_record = move |n: u64, at: std::time::Instant| {
             add(&traffic.recorder.delivered, 1);
@@ -145,10 +146,11 @@ impl Run<'_> {
             }
         };
         let audit = parts.traffic.audit.clone();
-        if packets {
-            TopicReader::start_at_beginning(&endpoints.kafka, &endpoints.topics.packets, audit, on_record)
-        } else {
-            TopicReader::start(&endpoints.kafka, &endpoints.topics.deduped, audit, on_record)
+        let topics = &endpoints.topics;
+        match self.scenario.subject {
+            Subject::Ingest => TopicReader::start_at_beginning(&endpoints.kafka, &topics.packets, audit, on_record),
+            Subject::Processor => TopicReader::start_at_beginning(&endpoints.kafka, &topics.deduped, audit, on_record),
+            _ => TopicReader::start(&endpoints.kafka, &topics.deduped, audit, on_record),
         }
     }
 
@@ -174,7 +176,9 @@ impl Run<'_> {
         let requests = if plan.is_open() { plan.requests() } else { plan.measured() };
         let mut generator = Resources::new(&[Watched::own()]);
 
-        let samples = table.map(|table| tokio::spawn(rows::sample(parts.traffic.clone(), table, epoch)));
+        let settled = CancellationToken::new();
+        let samples =
+            table.map(|table| tokio::spawn(rows::sample(parts.traffic.clone(), table, epoch, settled.clone())));
         let work = async {
             if !plan.is_open() {
                 sleep_until(epoch).await;
@@ -190,6 +194,7 @@ impl Run<'_> {
         timeline.event("the load ended");
 
         let drained = self.scenario.subject == Subject::Ingest || self.wait_until_drained(parts).await;
+        settled.cancel();
         let unreadable = match samples {
             Some(samples) if drained && !self.stop.is_cancelled() => Some(samples.await?),
             _ => None,
@@ -326,7 +331,7 @@ impl Run<'_> {
         }
         parts.progress.step("reading the topic to its end");
         let patience = self.scenario.finish.patience.get();
-        let reader = reader.map_or_else(|| block_in_place(|| self.reader(parts, true)), Ok)?;
+        let reader = reader.map_or_else(|| block_in_place(|| self.reader(parts)), Ok)?;
         block_in_place(|| reader.finish(patience))?;
         let (audit, endpoints) = (&parts.traffic.audit, &self.pipeline.endpoints);
         if self.scenario.subject != Subject::Ingest {

@@ -30,6 +30,12 @@ impl Page {
         samples.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 
+    /// The mean of the histogram or summary `name`; `None` while nothing was observed.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        let part = |suffix| self.value(&format!("{name}_{suffix}"));
+        part("sum").zip(part("count")).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count)
+    }
+
     /// The histogram `name`; empty if it is not there.
     pub fn histogram(&self, name: &str) -> Buckets {
         let mut counts = BTreeMap::new();
@@ -102,6 +108,7 @@ commit_seconds_bucket{worker=\"1\",le=\"0.01\"} 10
 commit_seconds_bucket{worker=\"1\",le=\"0.02\"} 30
 commit_seconds_bucket{worker=\"1\",le=\"+Inf\"} 40
 commit_seconds_count{worker=\"0\"} 40
+commit_seconds_sum{worker=\"0\"} 0.6
 commit_seconds_total_bucket{le=\"0.01\"} 99
 ids 5
 ids_forgotten 7
@@ -117,6 +124,12 @@ waiting{queue=\"b c\"} 2
     fn a_gauge_is_the_sum_of_its_label_sets() {
         let page = page(PAGE);
         assert_eq!((page.value("ids"), page.value("waiting"), page.value("wait")), (Some(5.0), Some(3.0), None));
+    }
+
+    #[test]
+    fn a_mean_is_of_what_was_observed() {
+        assert!((page(PAGE).mean("commit_seconds").unwrap() - 0.015).abs() < 1e-9);
+        assert_eq!(page(PAGE).mean("other"), None);
     }
 
     #[test]

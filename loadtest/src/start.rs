@@ -32,8 +32,8 @@ const QUESTION: Duration = Duration::from_millis(2);
 const SETTLED: Duration = Duration::from_millis(500);
 /// The processor's counter of ledger entries read.
 const REPLAYED_METRIC: &str = "coderelay_ledger_replay_entries_total";
-/// Sum of the times that took, in seconds.
-const REPLAY_SECONDS_METRIC: &str = "coderelay_ledger_replay_duration_seconds_sum";
+/// How long each worker took, in seconds.
+const REPLAY_SECONDS_METRIC: &str = "coderelay_ledger_replay_duration_seconds";
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -121,7 +121,7 @@ async fn until_ready(process: &Process, started: Instant) -> Result<Duration> {
 pub struct Replay {
     /// Entries read.
     pub ids: f64,
-    /// Seconds it took, those of all workers added up.
+    /// Seconds it took, the mean of the workers, who read at the same time.
     pub seconds: f64,
     /// From the start of the process until it was ready.
     pub ready: Duration,
@@ -138,7 +138,7 @@ pub(crate) async fn replay(pipeline: &Pipeline) -> Result<Replay> {
     let mut before = None;
     loop {
         let page = Page::fetch(&url).await?;
-        let found = page.value(REPLAYED_METRIC).zip(page.value(REPLAY_SECONDS_METRIC)).filter(|(ids, _)| *ids > 0.0);
+        let found = page.value(REPLAYED_METRIC).filter(|ids| *ids > 0.0).zip(page.mean(REPLAY_SECONDS_METRIC));
         match found {
             Some((ids, seconds)) if before == found => return Ok(Replay { ids, seconds, ready }),
             _ if started.elapsed() > PATIENCE => bail!("the processor did not say how it read its ledger"),

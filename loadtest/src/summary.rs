@@ -27,7 +27,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Machine, cores, date, commit and command.
     pub origin: Origin,
-    /// Version of each part: `loadtest`, `ingest`, `processor`, `kafka`, `cql`, as far as they say.
+    /// Version of each part: `loadtest`, and of a stack of its own `ingest`, `processor`, `kafka`, `cassandra`.
     pub versions: BTreeMap<String, String>,
     /// The scenario in effect, and what the services were told beyond their defaults.
     pub configuration: serde_json::Value,

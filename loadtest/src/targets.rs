@@ -130,6 +130,14 @@ pub const TARGETS: &[Target] = &[
         ..NOTHING
     },
     Target {
+        what: "dedup memory at 10 M ids",
+        scenario: "dedup-memory",
+        rate: Some(("bytes_per_id", " B an id")),
+        least: &["bytes_per_id <= 120"],
+        aim: &["bytes_per_id <= 60"],
+        ..NOTHING
+    },
+    Target {
         what: "ledger replay on assignment",
         scenario: "drain",
         rate: Some(("replay_ids_per_s", " ids/s")),
@@ -274,7 +282,7 @@ mod tests {
                 assert!(condition.parse::<Condition>().is_ok(), "{condition}");
             }
             let known = BUILT_IN.iter().any(|(name, _)| *name == target.scenario);
-            assert!(known || target.scenario == "limits", "{}", target.scenario);
+            assert!(known || ["limits", "dedup-memory"].contains(&target.scenario), "{}", target.scenario);
         }
     }
 

@@ -1,17 +1,15 @@
 //! The subcommand `loadtest limits`.
 
-use std::fs;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use coderelay_devstack::{CommitLog, Stack};
-use indicatif::ProgressBar;
-use time::OffsetDateTime;
 
-use super::{Span, Target, summary, survey};
+use super::{Span, Target, measure};
+use crate::progress::Progress;
+use crate::results::write_summary;
 use crate::summary::Summary;
 
 /// How long the stack may take to leave.
@@ -62,10 +60,7 @@ impl LimitsArgs {
             summary?
         };
         if let Some(out) = &self.out {
-            fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-            let path = out.join("summary.json");
-            let json = serde_json::to_string_pretty(&summary)?;
-            fs::write(&path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+            write_summary(out, &summary)?;
         }
         Ok(summary)
     }
@@ -74,19 +69,7 @@ impl LimitsArgs {
         let span = Span { warm_up: self.warm_up, measured: self.seconds };
         let target =
             Target { bootstrap_servers, cql_contact, partitions: self.partitions, replicas: self.replicas, span };
-        let (started, clock) = (OffsetDateTime::now_utc(), Instant::now());
-        let spinner = ProgressBar::new_spinner();
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        let terminal = std::io::stderr().is_terminal();
-        let limits = survey(&target, |line| {
-            if terminal {
-                spinner.set_message(line.to_owned());
-            } else {
-                eprintln!("loadtest: {line}");
-            }
-        });
-        let limits = limits.await;
-        spinner.finish_and_clear();
-        summary(&target, &limits?, started, clock.elapsed().as_secs_f64())
+        let progress = Progress::new("limits");
+        measure(&target, |what| progress.step(what)).await
     }
 }
