@@ -96,8 +96,8 @@ impl Node {
         format!("127.0.0.1:{}", self.cql_port)
     }
 
-    /// Starts it in its folder below `dir`.
-    pub(crate) fn launch(&self, dir: &Path) -> Result<Process> {
+    /// Starts it in its folder below `dir`, with `prefix` before its name.
+    pub(crate) fn launch(&self, dir: &Path, prefix: &str) -> Result<Process> {
         let dir = dir.join("cassandra");
         let conf = dir.join("conf");
         fs::create_dir_all(&conf).map_err(Error::io(&conf))?;
@@ -108,7 +108,8 @@ impl Node {
         let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
         let probe = Probe::Cql { address: self.contact(), credentials };
         let args = self.java_args(&dir, &conf)?;
-        Process::launch(Launch::new("cassandra", &self.java, &dir).args(args).ready_when(probe).behind_the_topic())
+        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(args);
+        Process::launch(launch.ready_when(probe).behind_the_topic())
     }
 
     fn java_args(&self, dir: &Path, conf: &Path) -> Result<Vec<String>> {

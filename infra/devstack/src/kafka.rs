@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::readiness::Probe;
 use crate::security::Security;
 
-const LOG4J: &str = include_str!("../conf/log4j2.properties");
+pub(crate) const LOG4J: &str = include_str!("../conf/log4j2.properties");
 
 /// The largest record batch. A packet is up to 4 MiB of content and 16 KiB of metadata; the rest is room for headers,
 /// for the `dlq.*` ones, and for clients that batch.
@@ -54,12 +54,13 @@ impl Cluster {
         Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security })
     }
 
-    /// Starts every node, each in its folder below `dir`.
-    pub(crate) fn launch(&self, dir: &Path) -> Result<Vec<Process>> {
-        self.listeners.iter().map(|listener| self.launch_node(*listener, &dir.join(node_name(*listener)))).collect()
+    /// Starts every node, each in its folder below `dir` and with `prefix` before its name.
+    pub(crate) fn launch(&self, dir: &Path, prefix: &str) -> Result<Vec<Process>> {
+        let launch = |listener: &Listener| self.launch_node(*listener, &dir.join(node_name(*listener)), prefix);
+        self.listeners.iter().map(launch).collect()
     }
 
-    fn launch_node(&self, listener: Listener, dir: &Path) -> Result<Process> {
+    fn launch_node(&self, listener: Listener, dir: &Path, prefix: &str) -> Result<Process> {
         let data = dir.join("data");
         fs::create_dir_all(&data).map_err(Error::io(&data))?;
         self.format(listener, &data)?;
@@ -79,7 +80,8 @@ impl Cluster {
         ];
         let credentials = self.security.as_ref().map(|security| security.credentials.clone());
         let probe = Probe::Kafka { address: address(listener.broker), id: listener.id, credentials };
-        Process::launch(Launch::new(node_name(listener), &self.java, dir).args(args).ready_when(probe))
+        let name = format!("{prefix}{}", node_name(listener));
+        Process::launch(Launch::new(name, &self.java, dir).args(args).ready_when(probe))
     }
 
     /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.

@@ -1,4 +1,5 @@
 //! pom ─▶ jars ─▶ folder, ports, security ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace
+//! stack, stack ─▶ mirrormaker ─▶ direction ─▶ supervisor
 //!
 //! A real Kafka and a real Cassandra as child processes, for development and tests:
 //!
@@ -36,14 +37,24 @@ mod stack;
 
 mod provision;
 
+mod regions;
+
+mod direction;
+mod mirrormaker;
+mod supervisor;
+
 pub use cassandra::CommitLog;
+pub use direction::{Cluster, Direction, Observation, Task, TaskState};
 pub use error::{Error, Result};
 pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use launch::Launch;
+pub use mirrormaker::MirrorMaker;
 pub use ports::{free_port, preferred_port};
 pub use process::{Process, tail};
 pub use progress::{Event, Observer};
 pub use readiness::Probe;
+pub use regions::{REGIONS, Regions, of_region};
 pub use security::Credentials;
-pub use stack::{Builder, Stack, shared};
+pub use stack::{Builder, PORTS_A_REGION, Stack, shared};
+pub use supervisor::{Cause, Patience, Sight, Supervisor, Verdict};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -41,6 +41,7 @@ pub struct Process {
 #[derive(Debug, Clone)]
 struct Incarnation {
     pid: Pid,
+    started: SystemTime,
     exit: watch::Receiver<Option<ExitStatus>>,
 }
 
@@ -98,6 +99,11 @@ impl Process {
     /// The process id of the current or last incarnation.
     pub fn pid(&self) -> u32 {
         self.current().pid.as_raw().unsigned_abs()
+    }
+
+    /// When the current or last incarnation was started.
+    pub fn started(&self) -> SystemTime {
+        self.current().started
     }
 
     /// Whether it has not ended. A paused process is running.
@@ -225,11 +231,17 @@ impl Process {
     /// # Errors
     /// As [`ready`](Self::ready).
     pub async fn ready_observed(&self, observer: &Observer) -> Result<()> {
-        let (name, since) = (self.launch.name.clone(), Instant::now());
-        observer.tell(&Event::Starting { name: name.clone(), pid: self.pid(), log: self.log.clone() });
+        let since = Instant::now();
+        self.tell_starting(observer);
         self.ready().await?;
-        observer.tell(&Event::Ready { name, after: since.elapsed() });
+        observer.tell(&Event::Ready { name: self.launch.name.clone(), after: since.elapsed() });
         Ok(())
+    }
+
+    /// Tells `observer` that it was started.
+    pub(crate) fn tell_starting(&self, observer: &Observer) {
+        let name = self.launch.name.clone();
+        observer.tell(&Event::Starting { name, pid: self.pid(), log: self.log.clone() });
     }
 
     /// Asks once whether it is ready.
@@ -291,6 +303,7 @@ impl Drop for Process {
 }
 
 fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
+    let started = SystemTime::now();
     let mut child = launch.spawn(log)?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let (ended, exit) = watch::channel(None);
@@ -299,7 +312,7 @@ fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
             ended.send_replace(Some(status));
         }
     });
-    Ok(Incarnation { pid, exit })
+    Ok(Incarnation { pid, started, exit })
 }
 
 async fn wait(mut incarnation: Incarnation) -> ExitStatus {

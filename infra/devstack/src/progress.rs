@@ -24,6 +24,13 @@ pub enum Event {
         /// Its log file.
         log: PathBuf,
     },
+    /// A process that is looked after is being ended and started again.
+    Restarting {
+        /// Its name in the stack.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// A process answers as it should.
     Ready {
         /// Its name in the stack.
@@ -55,6 +62,7 @@ impl Default for Observer {
         Self::new(|event| match event {
             Event::Fetching { product, detail } => tracing::info!(product, detail, "fetching"),
             Event::Starting { name, pid, .. } => tracing::info!(name, pid, "starting"),
+            Event::Restarting { name, reason } => tracing::warn!(name, reason, "restarting"),
             Event::Ready { name, after } => tracing::info!(name, ?after, "ready"),
         })
     }

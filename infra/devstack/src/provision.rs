@@ -25,10 +25,9 @@ impl Stack {
     pub async fn create_topics(&self, names: &TopicNames, partitions: i32) -> Result<()> {
         let specs = names.specs();
         let settings: Vec<_> = specs.iter().map(TopicSpec::config).collect();
-        let replicas = if self.brokers().len() < 3 { 1 } else { 3 };
         let topics: Vec<NewTopic> = std::iter::zip(&specs, &settings)
             .map(|(spec, settings)| {
-                let topic = NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(replicas));
+                let topic = NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(self.replicas() as i32));
                 settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
             })
             .collect();

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslContext, SslMethod, SslVerifyMode};
@@ -20,10 +20,14 @@ use scylla::client::session_builder::SessionBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+use crate::direction::Direction;
 use crate::security::Credentials;
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often `MirrorMaker` sends a heartbeat (`emit.heartbeats.interval.seconds`).
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The question that a node must answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,11 @@ pub enum Probe {
         address: String,
         /// Who asks, where a password is asked for.
         credentials: Option<Credentials>,
+    },
+    /// Every task of the mirror runs, and a heartbeat that was sent after the question arrives in each direction.
+    Mirror {
+        /// All of them.
+        directions: Vec<Direction>,
     },
     /// The URL answers 200.
     Http {
@@ -75,6 +84,9 @@ impl Probe {
                 let query = session.query_unpaged("SELECT release_version FROM system.local", ());
                 query.await.map(|_| ()).map_err(|error| error.to_string())
             }
+            Self::Mirror { directions } => {
+                futures::future::try_join_all(directions.iter().map(ask_mirror)).await.map(|_| ())
+            }
             Self::Http { url } => ask_http(url).await,
         }
     }
@@ -87,6 +99,24 @@ async fn connect(address: &str) -> Result<(), String> {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(format!("{address}: {error}")),
         Err(_) => Err(format!("{address}: no connection after {PATIENCE:?}")),
+    }
+}
+
+/// A heartbeat that is under way when the question is asked may come from a process that was killed since: the answer is the next one.
+async fn ask_mirror(direction: &Direction) -> Result<(), String> {
+    let asked = SystemTime::now();
+    loop {
+        let observed = direction.clone();
+        let observation = tokio::task::spawn_blocking(move || observed.observe()).await;
+        let observation = observation.map_err(|error| error.to_string())?;
+        let answer = observation.and_then(|seen| seen.moves_since(asked));
+        match answer {
+            Err(reason) if asked.elapsed().is_ok_and(|waited| waited > PATIENCE) => {
+                return Err(format!("{direction}: {reason}"));
+            }
+            Err(_) => tokio::time::sleep(HEARTBEAT_INTERVAL / 2).await,
+            Ok(()) => return Ok(()),
+        }
     }
 }
 

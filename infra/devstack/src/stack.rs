@@ -18,9 +18,13 @@ use crate::readiness::{cql_session, quiet_client};
 use crate::security::{Credentials, Security};
 use crate::{cassandra, kafka};
 
+/// Between the ports of one region and those of the next, where particular ones are preferred.
+pub const PORTS_A_REGION: u16 = 100;
+
 /// What a [`Stack`] is made of; from [`Stack::builder`].
 #[derive(Debug, Clone)]
 pub struct Builder {
+    region: Option<String>,
     brokers: usize,
     cql: bool,
     dir: Option<PathBuf>,
@@ -88,22 +92,20 @@ impl Builder {
     /// [`Error::MissingProgram`] without Java 17 or, the first time, Maven; [`Error::Died`] with the last lines of its log
     /// as soon as a node has ended; [`Error::NotReady`] if one does not answer in time.
     pub async fn start(self) -> Result<Stack> {
-        let folder = match &self.dir {
-            Some(dir) => Folder::at(std::path::absolute(dir).map_err(Error::io(dir))?)?,
-            None => Folder::temporary()?,
-        };
+        let folder = self.folder()?;
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
         let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
         let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
         let node = cassandra_jars.map(node).transpose()?;
 
-        let cql = node.as_ref().map(|node| node.launch(folder.path())).transpose()?;
-        let brokers = cluster.launch(folder.path())?;
+        let prefix = process_name(self.region.as_deref(), "");
+        let cql = node.as_ref().map(|node| node.launch(folder.path(), &prefix)).transpose()?;
+        let brokers = cluster.launch(folder.path(), &prefix)?;
         let cql_contact = node.map(|node| node.contact());
         let bootstrap_servers = cluster.bootstrap_servers();
         let credentials = security.map(|security| security.credentials);
-        let stack = Stack { brokers, cql, bootstrap_servers, cql_contact, credentials, folder };
+        let stack = Stack { region: self.region, brokers, cql, bootstrap_servers, cql_contact, credentials, folder };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -114,6 +116,35 @@ impl Builder {
     /// [`Error::MissingProgram`] without Maven, [`Error::Jars`] if they cannot be had.
     pub async fn fetch(self) -> Result<()> {
         self.jars().await.map(|_| ())
+    }
+
+    /// The same for one of several regions: its name before those of its processes, its folder in `dir`, and other ports than
+    /// the region before it.
+    pub(crate) fn region(&self, name: &str, index: u16, dir: &Path) -> Self {
+        let port = |port: Option<u16>| port.map(|port| port + PORTS_A_REGION * index);
+        Self {
+            region: Some(name.to_owned()),
+            dir: Some(dir.join(name)),
+            kafka_port: port(self.kafka_port),
+            cql_port: port(self.cql_port),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn is_secured(&self) -> bool {
+        self.secured
+    }
+
+    pub(crate) fn observer_of_start(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// The folder that the stack, or several of them, will have.
+    pub(crate) fn folder(&self) -> Result<Folder> {
+        match &self.dir {
+            Some(dir) => Folder::at(std::path::absolute(dir).map_err(Error::io(dir))?),
+            None => Folder::temporary(),
+        }
     }
 
     async fn jars(&self) -> Result<(PathBuf, Option<PathBuf>)> {
@@ -130,6 +161,7 @@ impl Builder {
 /// A running Kafka cluster and, if wanted, a Cassandra node. They end when it is dropped, and with this process.
 #[derive(Debug)]
 pub struct Stack {
+    region: Option<String>,
     brokers: Vec<Process>,
     cql: Option<Process>,
     bootstrap_servers: String,
@@ -144,6 +176,7 @@ impl Stack {
     pub fn builder() -> Builder {
         let observer = Observer::default();
         Builder {
+            region: None,
             brokers: 1,
             cql: false,
             dir: None,
@@ -153,6 +186,16 @@ impl Stack {
             secured: false,
             observer,
         }
+    }
+
+    /// Its region, if it is one of several.
+    pub fn region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+
+    /// What a process of this stack is called: `us-east.ingest` where there are several regions, else `ingest`.
+    pub fn process_name(&self, name: &str) -> String {
+        process_name(self.region(), name)
     }
 
     /// `host:port` of every broker, comma-separated.
@@ -237,6 +280,30 @@ impl Stack {
         Ok(())
     }
 
+    /// Kills every node at once (SIGKILL), as when a region is lost. No error if some were gone before.
+    ///
+    /// # Errors
+    /// If a signal cannot be sent.
+    pub async fn kill(&self) -> Result<()> {
+        futures::future::try_join_all(self.nodes().map(Process::kill)).await.map(|_| ())
+    }
+
+    /// Starts every node that has ended, with its disks, and waits until all can do their work.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn restart(&self) -> Result<()> {
+        for node in self.nodes() {
+            node.start()?;
+        }
+        self.ready(&Observer::default()).await
+    }
+
+    /// How many replicas each partition has.
+    pub(crate) fn replicas(&self) -> usize {
+        if self.brokers.len() < 3 { 1 } else { 3 }
+    }
+
     async fn ready(&self, observer: &Observer) -> Result<()> {
         futures::future::try_join_all(self.nodes().map(|node| node.ready_observed(observer))).await?;
         self.complete().await?;
@@ -265,6 +332,10 @@ impl Stack {
         });
         asked.await.map_err(|error| Error::io("kafka")(error.into()))?
     }
+}
+
+fn process_name(region: Option<&str>, name: &str) -> String {
+    region.map_or_else(|| name.to_owned(), |region| format!("{region}.{name}"))
 }
 
 fn no_cql() -> ! {

@@ -169,6 +169,8 @@ impl State {
                     addresses: Vec::new(),
                 });
             }
+            // Nothing is supervised here.
+            Event::Restarting { .. } => {}
             Event::Ready { name, after } => {
                 if let Some(node) = self.nodes.iter_mut().find(|node| node.name == *name) {
                     node.life = Life::Ready(*after);
