@@ -38,7 +38,7 @@ enum Verb {
     ///
     /// Starting what runs already is no error. Prints the addresses as `export` lines to standard output.
     Up(UpArgs),
-    /// Stop everything in good order: ingest, processor, Kafka, Cassandra.
+    /// Stop everything in good order: ingest, processor, `MirrorMaker`, Kafka, Cassandra.
     Down,
     /// Show every process with its pid, addresses and whether it is ready.
     ///
@@ -58,7 +58,12 @@ struct UpArgs {
     /// Kafka brokers. With three, every topic has three replicas and two must acknowledge.
     #[arg(long, default_value = "1", value_parser = brokers)]
     brokers: usize,
-    /// Go on with the data of the last `up` (of the same number of brokers) instead of starting empty.
+    /// Regions: with two, `us-east` and `eu-west`, each with its own Kafka, Cassandra, ingest and processor, and a `MirrorMaker` between them.
+    ///
+    /// Every name in the environment then exists for each region (`INGEST_ENDPOINT_US_EAST`, `INGEST_ENDPOINT_EU_WEST`); those without are the first's.
+    #[arg(long, default_value = "1", value_parser = regions)]
+    regions: usize,
+    /// Go on with the data of the last `up` (of the same number of brokers and regions) instead of starting empty.
     #[arg(long)]
     keep: bool,
 }
@@ -107,6 +112,14 @@ fn brokers(text: &str) -> Result<usize, String> {
     }
 }
 
+fn regions(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        _ => Err("one or two".into()),
+    }
+}
+
 /// A line to standard output. That whoever reads it has seen enough (`status | head -1`) is no error.
 fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
@@ -143,8 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn two_brokers_are_refused() {
+    fn two_brokers_and_three_regions_are_refused() {
         assert!(Cli::try_parse_from(["devstack", "up", "--brokers", "2"]).is_err());
         assert!(Cli::try_parse_from(["devstack", "up", "--brokers", "3"]).is_ok());
+        assert!(Cli::try_parse_from(["devstack", "up", "--regions", "3"]).is_err());
+        assert!(Cli::try_parse_from(["devstack", "up", "--regions", "2"]).is_ok());
     }
 }

@@ -1,18 +1,20 @@
-//! The whole pipeline: a stack with its topics and keyspace, ingest and the processor.
+//! The whole pipeline: a stack with its topics and keyspace, ingest and the processor; or two of them that mirror each other.
 
 use std::fs;
 use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use coderelay_devstack::{CommitLog, Launch, Probe, Process, Stack, preferred_port};
+use coderelay_devstack::{
+    CommitLog, Launch, MirrorMaker, PORTS_A_REGION, Patience, Probe, Process, Regions, Stack, preferred_port,
+};
 use coderelay_schemas::cql::KEYSPACE;
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::home::Home;
-use super::state::{Endpoints, Phase, Reporter};
+use super::state::{Endpoints, Phase, Reporter, lines};
 
 /// The ports that documents and examples use; taken if they are free.
 const KAFKA_PORT: u16 = 9092;
@@ -24,45 +26,165 @@ const PROCESSOR_ADMIN_PORT: u16 = 9465;
 /// How long a process may take to leave in good order before it is killed.
 const GRACE: Duration = Duration::from_secs(40);
 
-/// All processes of the pipeline. They end when it is dropped, and with this process.
+/// All processes of the pipeline, in one region or two. They end when it is dropped, and with this process.
 #[derive(Debug)]
 pub(crate) struct Deployment {
+    services: Vec<Services>,
+    backend: Backend,
+    reporter: Reporter,
+}
+
+/// What the services stand on.
+#[derive(Debug)]
+enum Backend {
+    Stack(Stack),
+    Regions(Regions),
+}
+
+impl Backend {
+    fn stacks(&self) -> &[Stack] {
+        match self {
+            Self::Stack(stack) => std::slice::from_ref(stack),
+            Self::Regions(regions) => regions.stacks(),
+        }
+    }
+
+    fn mirror(&self) -> Option<&MirrorMaker> {
+        match self {
+            Self::Stack(_) => None,
+            Self::Regions(regions) => Some(regions.mirror()),
+        }
+    }
+}
+
+/// Ingest and the processor of a region, and where it is reached.
+#[derive(Debug)]
+struct Services {
     ingest: Process,
     processor: Process,
-    stack: Stack,
-    reporter: Reporter,
-    pub(crate) endpoints: Endpoints,
+    endpoints: Endpoints,
 }
 
 impl Deployment {
     /// Starts everything in `home`, waits until it is ready and writes the addresses to `home`'s `env`.
-    pub(crate) async fn start(home: &Home, brokers: usize, reporter: &Reporter) -> anyhow::Result<Self> {
-        let observer = reporter.observer();
+    pub(crate) async fn start(
+        home: &Home,
+        brokers: usize,
+        regions: usize,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Self> {
         let builder = Stack::builder().brokers(brokers).cql(true).commit_log(CommitLog::Periodic).dir(home.nodes());
-        let stack = builder.preferred_ports(KAFKA_PORT, CQL_PORT).observer(observer.clone()).start().await?;
+        let builder = builder.preferred_ports(KAFKA_PORT, CQL_PORT).observer(reporter.observer());
+        let backend = if regions == 1 {
+            let stack = builder.start().await?;
+            stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
+            Backend::Stack(stack)
+        } else {
+            Backend::Regions(Regions::start(builder).await?)
+        };
+        if let Some(mirror) = backend.mirror() {
+            let directions = mirror.directions().iter().map(ToString::to_string).collect();
+            reporter.describe(mirror.process(), directions);
+        }
+        let services =
+            backend.stacks().iter().zip(0..).map(|(stack, index)| Services::start(home, stack, index, reporter));
+        let services = futures::future::try_join_all(services).await?;
+
+        let endpoints: Vec<_> = services.iter().map(|services| services.endpoints.clone()).collect();
+        fs::write(home.env(), format!("{}\n", lines(&endpoints, "")))
+            .with_context(|| home.env().display().to_string())?;
+        reporter.change(|state| {
+            state.notes = endpoints.iter().zip(0..).flat_map(|(region, index)| unusual_ports(region, index)).collect();
+            state.endpoints = endpoints;
+            state.phase = Phase::Ready;
+        });
+        Ok(Self { services, backend, reporter: reporter.clone() })
+    }
+
+    /// Where the first region is reached.
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.services[0].endpoints
+    }
+
+    /// Reports each process that ends, and has the mirror started again when it needs it. Never ends; drop it before
+    /// [`stop`](Self::stop).
+    pub(crate) async fn watch(&self) {
+        let services = self.services.iter().flat_map(|services| [&services.ingest, &services.processor]);
+        let processes = services.chain(self.backend.stacks().iter().flat_map(Stack::nodes));
+        let mut ends: FuturesUnordered<_> = processes
+            .map(|process| async move {
+                process.wait().await;
+                process
+            })
+            .collect();
+        let deaths = async {
+            while let Some(process) = ends.next().await {
+                self.reporter.died(process);
+            }
+        };
+        tokio::join!(deaths, self.supervise());
+        std::future::pending::<()>().await;
+    }
+
+    async fn supervise(&self) {
+        let Some(mirror) = self.backend.mirror() else { return };
+        let Err(error) = mirror.supervise(Patience::default(), &self.reporter.observer()).await;
+        self.reporter.change(|state| state.notes.push(format!("{} is left alone: {error}", mirror.process().name())));
+        mirror.process().wait().await;
+        self.reporter.died(mirror.process());
+    }
+
+    /// Ends everything in good order: ingest, which takes nothing new, the processors, the mirror, Kafka, Cassandra.
+    pub(crate) async fn stop(&self) -> anyhow::Result<()> {
+        self.reporter.phase(Phase::Stopping);
+        self.stop_all(self.services.iter().map(|services| &services.ingest)).await?;
+        self.stop_all(self.services.iter().map(|services| &services.processor)).await?;
+        self.stop_all(self.backend.mirror().map(MirrorMaker::process)).await?;
+        futures::future::try_join_all(self.backend.stacks().iter().map(|stack| stack.stop(GRACE))).await?;
+        for node in self.backend.stacks().iter().flat_map(Stack::nodes) {
+            self.reporter.stopped(node);
+        }
+        Ok(())
+    }
+
+    async fn stop_all(&self, processes: impl IntoIterator<Item = &Process>) -> anyhow::Result<()> {
+        let stops = processes.into_iter().map(async |process| {
+            process.stop(GRACE).await?;
+            self.reporter.stopped(process);
+            anyhow::Ok(())
+        });
+        futures::future::try_join_all(stops).await.map(|_| ())
+    }
+}
+
+impl Services {
+    /// Starts both on `stack`, of the region with this index, and waits until they are ready.
+    async fn start(home: &Home, stack: &Stack, index: u16, reporter: &Reporter) -> anyhow::Result<Self> {
         let (kafka, cql) = (stack.bootstrap_servers(), stack.cql_contact());
         for (broker, address) in std::iter::zip(stack.brokers(), kafka.split(',')) {
             reporter.describe(broker, vec![address.to_owned()]);
         }
         reporter.describe(stack.cql(), vec![cql.clone()]);
-        stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
         stack.create_keyspace(KEYSPACE).await?;
 
+        let address = |port| address(of_index(port, index));
         let (grpc, ingest_admin) = (address(INGEST_PORT)?, address(INGEST_ADMIN_PORT)?);
         let processor_admin = address(PROCESSOR_ADMIN_PORT)?;
         let ingest = service(
             home,
+            stack,
             "ingest",
             &ingest_admin,
             &[
                 format!("kafka.bootstrap_servers={kafka}"),
                 format!("grpc.listen={grpc}"),
                 format!("admin.listen={ingest_admin}"),
-                "region=local".to_owned(),
+                format!("region={}", stack.region().unwrap_or("local")),
             ],
         );
         let processor = service(
             home,
+            stack,
             "processor",
             &processor_admin,
             &[
@@ -73,60 +195,31 @@ impl Deployment {
             ],
         );
         let (ingest, processor) = (start(ingest)?, start(processor.behind_the_topic())?);
+        let observer = reporter.observer();
         tokio::try_join!(ingest.ready_observed(&observer), processor.ready_observed(&observer))?;
         reporter.describe(&ingest, vec![url(&grpc), url(&ingest_admin)]);
         reporter.describe(&processor, vec![url(&processor_admin)]);
 
         let endpoints = Endpoints {
+            region: stack.region().map(str::to_owned),
             kafka,
             cql,
             ingest: url(&grpc),
             ingest_admin: url(&ingest_admin),
             processor_admin: url(&processor_admin),
         };
-        fs::write(home.env(), format!("{}\n", endpoints.lines("")))
-            .with_context(|| home.env().display().to_string())?;
-        reporter.change(|state| {
-            state.notes = unusual_ports(&endpoints);
-            state.endpoints = Some(endpoints.clone());
-            state.phase = Phase::Ready;
-        });
-        Ok(Self { ingest, processor, stack, reporter: reporter.clone(), endpoints })
-    }
-
-    /// Reports each process that ends. Never ends; drop it before [`stop`](Self::stop).
-    pub(crate) async fn watch(&self) {
-        let processes = [&self.ingest, &self.processor].into_iter().chain(self.stack.nodes());
-        let mut ends: FuturesUnordered<_> = processes
-            .map(|process| async move {
-                process.wait().await;
-                process
-            })
-            .collect();
-        while let Some(process) = ends.next().await {
-            self.reporter.died(process);
-        }
-        std::future::pending::<()>().await;
-    }
-
-    /// Ends everything in good order: ingest, which takes nothing new, the processor, Kafka, Cassandra.
-    pub(crate) async fn stop(&self) -> anyhow::Result<()> {
-        self.reporter.phase(Phase::Stopping);
-        for service in [&self.ingest, &self.processor] {
-            service.stop(GRACE).await?;
-            self.reporter.stopped(service);
-        }
-        self.stack.stop(GRACE).await?;
-        for node in self.stack.nodes() {
-            self.reporter.stopped(node);
-        }
-        Ok(())
+        Ok(Self { ingest, processor, endpoints })
     }
 }
 
-fn service(home: &Home, name: &str, admin: &str, settings: &[String]) -> Launch {
+/// The port that the region with this index takes if it is free.
+fn of_index(port: u16, index: u16) -> u16 {
+    port + PORTS_A_REGION * index
+}
+
+fn service(home: &Home, stack: &Stack, name: &str, admin: &str, settings: &[String]) -> Launch {
     let args = settings.iter().flat_map(|setting| ["--set", setting]);
-    let launch = Launch::new(name, home.program(name), home.nodes().join(name)).args(args);
+    let launch = Launch::new(stack.process_name(name), home.program(name), stack.dir().join(name)).args(args);
     launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) })
 }
 
@@ -142,7 +235,7 @@ fn url(address: &str) -> String {
     format!("http://{address}")
 }
 
-fn unusual_ports(endpoints: &Endpoints) -> Vec<String> {
+fn unusual_ports(endpoints: &Endpoints, index: u16) -> Vec<String> {
     let usual = [
         ("Kafka", KAFKA_PORT, endpoints.kafka.split(',').next().unwrap_or_default()),
         ("CQL", CQL_PORT, endpoints.cql.as_str()),
@@ -150,6 +243,7 @@ fn unusual_ports(endpoints: &Endpoints) -> Vec<String> {
         ("ingest's admin", INGEST_ADMIN_PORT, &endpoints.ingest_admin),
         ("the processor's admin", PROCESSOR_ADMIN_PORT, &endpoints.processor_admin),
     ];
+    let usual = usual.map(|(what, port, address)| (what, of_index(port, index), address));
     let taken = usual.into_iter().filter(|(_, port, address)| !address.ends_with(&format!(":{port}")));
     taken.map(|(what, port, address)| format!("port {port} is taken: {what} listens on {address}")).collect()
 }

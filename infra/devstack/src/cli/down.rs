@@ -13,7 +13,7 @@ use super::view::View;
 
 const LOOK: Duration = Duration::from_millis(100);
 /// More than the graces of all processes together.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 pub(crate) async fn down(home: &Home) -> anyhow::Result<ExitCode> {
     let Some(owner) = home.owner() else {

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::RunArgs;
 use super::deployment::Deployment;
 use super::home::Home;
-use super::state::{Endpoints, Reporter, State};
+use super::state::{Endpoints, Reporter, State, lines};
 use super::up::report_dead;
 use super::view::View;
 
@@ -24,7 +24,7 @@ pub(crate) async fn run(home: &Home, args: &RunArgs) -> anyhow::Result<ExitCode>
     let mut interruption = Interruption::new()?;
     let reporter = Reporter::new();
     let mut view = View::new();
-    let start = view.during(reporter.subscribe(), Deployment::start(&home, args.brokers, &reporter));
+    let start = view.during(reporter.subscribe(), Deployment::start(&home, args.brokers, 1, &reporter));
     let deployment = tokio::select! {
         started = start => started?,
         () = interruption.wait() => return Ok(ExitCode::from(INTERRUPTED)),
@@ -32,14 +32,14 @@ pub(crate) async fn run(home: &Home, args: &RunArgs) -> anyhow::Result<ExitCode>
     for note in &reporter.subscribe().borrow().notes {
         eprintln!("note: {note}");
     }
-    let demo = demo(&home, args.paths_or_default(), &deployment.endpoints)?;
+    let demo = demo(&home, args.paths_or_default(), deployment.endpoints())?;
     let code = tokio::select! {
         status = demo.wait() => exit_code(status),
         () = interruption.wait() => INTERRUPTED,
     };
     demo.kill().await?;
     if !args.exit && code != INTERRUPTED {
-        advise(&home, &deployment.endpoints);
+        advise(&home, deployment.endpoints());
         stay(&deployment, &reporter, &mut interruption).await;
     }
     // A second Ctrl-C leaves at once: the processes are bound to this one's life.
@@ -101,7 +101,7 @@ Everything stays up until Ctrl-C. In another terminal:
   curl -s $PROCESSOR_ADMIN/metrics       # its metrics; $INGEST_ADMIN/metrics are those of ingest
 
 Data and logs: {logs}",
-        exports = endpoints.lines("  export "),
+        exports = lines(std::slice::from_ref(endpoints), "  export "),
         logs = logs.display(),
     );
 }

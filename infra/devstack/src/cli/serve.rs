@@ -24,7 +24,7 @@ pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode
     let reporter = Reporter::new();
     let states = reporter.subscribe();
     let writer = tokio::spawn(write(home.clone(), states.clone()));
-    let served = own(home, args.brokers, &reporter, &mut terminated).await;
+    let served = own(home, args, &reporter, &mut terminated).await;
 
     writer.abort();
     home.forget();
@@ -36,9 +36,9 @@ pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode
 }
 
 /// Starts the deployment, watches over it until SIGTERM, and stops it.
-async fn own(home: &Home, brokers: usize, reporter: &Reporter, terminated: &mut Signal) -> anyhow::Result<()> {
+async fn own(home: &Home, args: &UpArgs, reporter: &Reporter, terminated: &mut Signal) -> anyhow::Result<()> {
     let deployment = tokio::select! {
-        started = Deployment::start(home, brokers, reporter) => started?,
+        started = Deployment::start(home, args.brokers, args.regions, reporter) => started?,
         _ = terminated.recv() => return Ok(()),
     };
     tokio::select! {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coderelay_devstack::{Error, Event, Observer, Probe, Process};
+use coderelay_devstack::{Error, Event, Observer, Probe, Process, of_region};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -18,8 +18,8 @@ pub(crate) struct State {
     pub(crate) activity: Option<String>,
     /// In the order of their start.
     pub(crate) nodes: Vec<NodeState>,
-    /// Where to reach it; complete when it is ready.
-    pub(crate) endpoints: Option<Endpoints>,
+    /// Where to reach each region; complete when it is ready.
+    pub(crate) endpoints: Vec<Endpoints>,
     /// For example that a usual port was taken.
     pub(crate) notes: Vec<String>,
 }
@@ -45,6 +45,9 @@ pub(crate) struct NodeState {
     pub(crate) probe: Option<Probe>,
     /// Where it listens.
     pub(crate) addresses: Vec<String>,
+    /// How often its supervisor has started it again, and why last.
+    pub(crate) restarts: u32,
+    pub(crate) restart_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,9 +65,11 @@ pub(crate) enum Life {
     Stopped,
 }
 
-/// Where other programs reach the deployment.
+/// Where other programs reach a region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Endpoints {
+    /// Its name, where there are several.
+    pub(crate) region: Option<String>,
     pub(crate) kafka: String,
     pub(crate) cql: String,
     pub(crate) ingest: String,
@@ -83,12 +88,23 @@ impl Endpoints {
             ("PROCESSOR_ADMIN", &self.processor_admin),
         ])
     }
+}
 
-    /// One `NAME=value` a line, each after `prefix`.
-    pub(crate) fn lines(&self, prefix: &str) -> String {
-        let lines = self.variables().into_iter().map(|(name, value)| format!("{prefix}{name}={value}"));
-        lines.collect::<Vec<_>>().join("\n")
-    }
+/// Every region's addresses, each name with the region's behind; those of the first also without, for programs that know of one.
+pub(crate) fn variables(regions: &[Endpoints]) -> BTreeMap<String, &str> {
+    let first = regions.first().into_iter().flat_map(Endpoints::variables);
+    let plain = first.map(|(name, value)| (name.to_owned(), value));
+    let named = regions.iter().filter_map(|endpoints| Some((endpoints, endpoints.region.as_deref()?)));
+    let named = named.flat_map(|(endpoints, region)| {
+        endpoints.variables().into_iter().map(move |(name, value)| (of_region(name, region), value))
+    });
+    plain.chain(named).collect()
+}
+
+/// The same, one `NAME=value` a line, each after `prefix`.
+pub(crate) fn lines(regions: &[Endpoints], prefix: &str) -> String {
+    let lines = variables(regions).into_iter().map(|(name, value)| format!("{prefix}{name}={value}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Publishes a deployment's state while it changes.
@@ -98,7 +114,7 @@ pub(crate) struct Reporter(watch::Sender<State>);
 impl Reporter {
     pub(crate) fn new() -> Self {
         let (pid, phase) = (std::process::id(), Phase::Starting);
-        let state = State { pid, phase, activity: None, nodes: Vec::new(), endpoints: None, notes: Vec::new() };
+        let state = State { pid, phase, activity: None, nodes: Vec::new(), endpoints: Vec::new(), notes: Vec::new() };
         Self(watch::Sender::new(state))
     }
 
@@ -160,17 +176,26 @@ impl State {
             }
             Event::Starting { name, pid, log } => {
                 self.activity = None;
-                self.nodes.push(NodeState {
-                    name: name.clone(),
-                    pid: *pid,
-                    log: log.clone(),
-                    life: Life::Starting,
-                    probe: None,
-                    addresses: Vec::new(),
-                });
+                match self.nodes.iter_mut().find(|node| node.name == *name) {
+                    Some(again) => (again.pid, again.life) = (*pid, Life::Starting),
+                    None => self.nodes.push(NodeState {
+                        name: name.clone(),
+                        pid: *pid,
+                        log: log.clone(),
+                        life: Life::Starting,
+                        probe: None,
+                        addresses: Vec::new(),
+                        restarts: 0,
+                        restart_reason: None,
+                    }),
+                }
             }
-            // Nothing is supervised here.
-            Event::Restarting { .. } => {}
+            Event::Restarting { name, reason } => {
+                if let Some(node) = self.nodes.iter_mut().find(|node| node.name == *name) {
+                    node.restarts += 1;
+                    node.restart_reason = Some(reason.clone());
+                }
+            }
             Event::Ready { name, after } => {
                 if let Some(node) = self.nodes.iter_mut().find(|node| node.name == *name) {
                     node.life = Life::Ready(*after);
@@ -210,16 +235,43 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_one_name_a_line() {
-        let endpoints = Endpoints {
-            kafka: "127.0.0.1:9092".into(),
+    fn a_node_that_is_started_again_stays_one_node_and_says_why() {
+        let reporter = Reporter::new();
+        let observer = reporter.observer();
+        let starting = |pid| Event::Starting { name: "mirrormaker".into(), pid, log: "mirrormaker.log".into() };
+        observer.tell(&starting(7));
+        observer.tell(&Event::Restarting { name: "mirrormaker".into(), reason: "it has ended".into() });
+        observer.tell(&starting(8));
+        let nodes = reporter.subscribe().borrow().nodes.clone();
+        let [node] = nodes.as_slice() else { panic!("{nodes:?}") };
+        assert_eq!((node.pid, node.restarts, node.restart_reason.as_deref()), (8, 1, Some("it has ended")));
+    }
+
+    fn endpoints(region: Option<&str>, kafka: &str) -> Endpoints {
+        Endpoints {
+            region: region.map(str::to_owned),
+            kafka: kafka.into(),
             cql: "127.0.0.1:9042".into(),
             ingest: "http://127.0.0.1:50051".into(),
             ingest_admin: "http://127.0.0.1:9464".into(),
             processor_admin: "http://127.0.0.1:9465".into(),
-        };
-        let lines = endpoints.lines("");
+        }
+    }
+
+    #[test]
+    fn the_environment_has_one_name_a_line() {
+        let lines = lines(&[endpoints(None, "127.0.0.1:9092")], "");
         assert_eq!(lines.lines().count(), 5);
         assert!(lines.contains("\nKAFKA_BOOTSTRAP=127.0.0.1:9092\n"));
+    }
+
+    #[test]
+    fn with_two_regions_each_has_its_names_and_the_first_the_plain_ones_too() {
+        let regions = [endpoints(Some("us-east"), "127.0.0.1:9092"), endpoints(Some("eu-west"), "127.0.0.1:9192")];
+        let variables = variables(&regions);
+        assert_eq!(variables.len(), 15);
+        assert_eq!(variables["KAFKA_BOOTSTRAP"], "127.0.0.1:9092");
+        assert_eq!(variables["KAFKA_BOOTSTRAP_US_EAST"], "127.0.0.1:9092");
+        assert_eq!(variables["KAFKA_BOOTSTRAP_EU_WEST"], "127.0.0.1:9192");
     }
 }

@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::home::Home;
-use super::state::{Life, NodeState, Phase, State};
+use super::state::{Life, NodeState, Phase, State, variables};
 use super::up::{AFRESH, report_dead};
 use super::{Output, print};
 
@@ -23,7 +23,7 @@ struct Report<'a> {
     /// Why the last start failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<&'a str>,
-    endpoints: BTreeMap<&'static str, &'a str>,
+    endpoints: BTreeMap<String, &'a str>,
     processes: Vec<Row<'a>>,
 }
 
@@ -40,6 +40,17 @@ struct Row<'a> {
     /// The end of the log of one that died.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_tail: Option<&'a str>,
+    /// How often its supervisor has started it again.
+    #[serde(skip_serializing_if = "is_zero")]
+    restarts: u32,
+    /// Why it did so last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart_reason: Option<&'a str>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 pub(crate) async fn status(home: &Home, output: Output) -> anyhow::Result<ExitCode> {
@@ -57,11 +68,7 @@ pub(crate) async fn status(home: &Home, output: Output) -> anyhow::Result<ExitCo
             Phase::Failed(reason) => Some(reason.as_str()),
             _ => None,
         }),
-        endpoints: state
-            .as_ref()
-            .and_then(|state| state.endpoints.as_ref())
-            .map(|endpoints| endpoints.variables())
-            .unwrap_or_default(),
+        endpoints: state.as_ref().map(|state| variables(&state.endpoints)).unwrap_or_default(),
         processes,
     };
     match output {
@@ -94,6 +101,8 @@ async fn ask(node: &NodeState) -> Row<'_> {
         reason: answer.err(),
         log: &node.log,
         log_tail,
+        restarts: node.restarts,
+        restart_reason: node.restart_reason.as_deref(),
     }
 }
 
@@ -107,8 +116,11 @@ fn show(report: &Report, state: Option<&State>) -> io::Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["PROCESS", "PID", "LISTENS ON", "STATE"]);
     for row in &report.processes {
-        let state = row.reason.as_deref().unwrap_or("ready");
-        table.add_row([row.name, &row.pid.to_string(), &row.addresses.join(" "), state]);
+        let mut state = row.reason.as_deref().unwrap_or("ready").to_owned();
+        if let Some(reason) = row.restart_reason {
+            state = format!("{state}; restarts: {}, the last because {reason}", row.restarts);
+        }
+        table.add_row([row.name, &row.pid.to_string(), &row.addresses.join(" "), &state]);
     }
     print(table)?;
     if state.is_some_and(report_dead) {

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::home::Home;
-use super::state::{Life, Phase, State};
+use super::state::{Life, Phase, State, lines};
 use super::view::View;
 use super::{UpArgs, print};
 
@@ -58,6 +58,7 @@ fn spawn_server(home: &Home, args: &UpArgs) -> anyhow::Result<Child> {
     let log = File::create(home.log()).with_context(|| home.log().display().to_string())?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--home").arg(home.dir()).args(["serve", "--brokers", &args.brokers.to_string()]);
+    command.args(["--regions", &args.regions.to_string()]);
     if args.keep {
         command.arg("--keep");
     }
@@ -94,12 +95,11 @@ fn announce(home: &Home, state: &State) -> io::Result<()> {
     for note in &state.notes {
         eprintln!("note: {note}");
     }
-    let Some(endpoints) = &state.endpoints else { return Ok(()) };
     eprintln!(
         "\nUp. The addresses, to paste into a shell (also in {}, one NAME=value a line):\n",
         home.env().display()
     );
-    print(endpoints.lines("export "))
+    print(lines(&state.endpoints, "export "))
 }
 
 /// Names the processes that ended, with the last lines of their logs. Whether there are any.

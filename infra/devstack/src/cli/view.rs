@@ -9,6 +9,9 @@ use tokio::sync::watch;
 
 use super::state::{Life, NodeState, Phase, State};
 
+/// Of the longest name, `us-east.cassandra`.
+const NAME_WIDTH: usize = 17;
+
 const SPINNER: &str = "{spinner:.cyan} {msg}";
 
 /// Shows states as they come.
@@ -108,7 +111,7 @@ impl View {
 }
 
 fn describe(node: &NodeState, stopping: bool) -> (String, bool) {
-    let name = format!("{:<10}", node.name);
+    let name = format!("{:<NAME_WIDTH$}", node.name);
     match &node.life {
         Life::Starting => (format!("{name} starting, pid {}", node.pid), false),
         Life::Ready(_) if stopping => (format!("{name} stopping"), false),
