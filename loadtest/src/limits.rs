@@ -79,21 +79,17 @@ pub struct Limit {
     pub cpu_seconds_per_100k: f64,
 }
 
-/// Measures every entry and sums them up. `progress` is told of each. Needs a multi-threaded Tokio runtime.
+/// Measures every entry, in the order of [`entry`], and sums them up. `progress` is told of each. Needs a multi-threaded Tokio runtime.
 ///
 /// # Errors
-/// See [`survey`]; and when `/proc` cannot be read.
+/// When Kafka or the store cannot be reached or refuses what is asked of it. Topics and keyspace are removed all the same.
 pub async fn measure(target: &Target, progress: impl FnMut(&str)) -> Result<Summary> {
     let (started, clock) = (OffsetDateTime::now_utc(), Instant::now());
     let limits = survey(target, progress).await?;
     summary(target, &limits, started, clock.elapsed())
 }
 
-/// Measures every entry, in the order of [`entry`]. Needs a multi-threaded Tokio runtime.
-///
-/// # Errors
-/// When Kafka or the store cannot be reached or refuses what is asked of it. Topics and keyspace are removed all the same.
-pub async fn survey(target: &Target, mut progress: impl FnMut(&str)) -> Result<Vec<Limit>> {
+async fn survey(target: &Target, mut progress: impl FnMut(&str)) -> Result<Vec<Limit>> {
     let pool = pool::Pool::new()?;
     let cluster = kafka::Cluster::create(target).await.context("cannot create topics for the limits")?;
     let table = match table::Table::create(target).await.context("cannot create a keyspace for the limits") {

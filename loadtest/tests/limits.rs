@@ -5,10 +5,9 @@
 use std::time::Duration;
 
 use coderelay_devstack::{Stack, shared};
-use loadtest::limits::{COST_OF_TRANSACTIONS, Span, Target, entry, summary, survey};
+use loadtest::limits::{COST_OF_TRANSACTIONS, Span, Target, entry, measure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use time::OffsetDateTime;
 
 fn topics(stack: &Stack) -> Vec<String> {
     let client: BaseConsumer =
@@ -27,8 +26,8 @@ async fn a_short_run_finds_every_limit_and_removes_its_topics() {
         replicas: 1,
         span: Span { warm_up: Duration::from_millis(50), measured: Duration::from_millis(200) },
     };
-    let limits = survey(&target, |_| {}).await.unwrap();
-    let names: Vec<_> = limits.iter().map(|limit| limit.name).collect();
+    let summary = measure(&target, |_| {}).await.unwrap();
+    let names: Vec<_> = summary.rates.iter().map(|rate| rate.name.as_str()).collect();
     let expected = [
         entry::PRODUCE,
         entry::CONSUME,
@@ -42,11 +41,13 @@ async fn a_short_run_finds_every_limit_and_removes_its_topics() {
         entry::GRPC_ECHO_SINGLE,
     ];
     assert_eq!(names, expected);
-    assert!(limits.iter().all(|limit| limit.per_second > 0.0 && limit.cpu_seconds_per_100k > 0.0), "{limits:?}");
-
-    let summary = summary(&target, &limits, OffsetDateTime::now_utc(), 1.0).unwrap();
+    assert!(summary.rates.iter().all(|rate| rate.per_second > 0.0), "{:?}", summary.rates);
+    assert!(
+        summary.figures.values().filter(|figure| **figure > 0.0).count() >= expected.len(),
+        "{:?}",
+        summary.figures
+    );
     assert!(summary.figures.contains_key(COST_OF_TRANSACTIONS));
-    assert_eq!(summary.rates.len(), limits.len());
 
     // Deleting takes the broker a moment.
     for _ in 0..100 {
