@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_source_info(true);
     tonic_prost_build::configure()
         .bytes(".coderelay.v1")
+        .btree_map(".coderelay.v1")
         .extern_path(".google.rpc", "::tonic_types::pb")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

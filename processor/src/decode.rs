@@ -122,7 +122,7 @@ pub fn decode(record: &Record, limits: &PacketLimits) -> Result<Packet, Rejectio
         created_at_ms: created_at_ms(&packet).unwrap_or(ingested_at_ms),
         packet_id,
         content: packet.content,
-        metadata: packet.metadata.into_iter().collect(),
+        metadata: packet.metadata,
         ingested_at_ms,
         region: record.headers.last_str(headers::REGION).map(str::to_owned),
         repo_id: packet.repo_id,

@@ -1,6 +1,6 @@
 //! The idempotency key of a packet, and how to derive one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -37,17 +37,14 @@ impl PacketId {
     /// `BLAKE3(le64(len(repo_id)) repo_id le64(len(content)) content le64(entries) {le64(len(k)) k le64(len(v)) v})`,
     /// the metadata entries in the order of their keys' bytes.
     ///
-    /// Length prefixes keep neighbouring fields apart, sorting makes the order of the map irrelevant, and `content` is
+    /// Length prefixes keep neighbouring fields apart, the order of the map on the wire is irrelevant, and `content` is
     /// hashed as received (compressed), so a producer that compresses differently makes another packet.
-    pub fn derive(repo_id: &str, content: &[u8], metadata: &HashMap<String, String>) -> Self {
-        let mut entries: Vec<(&String, &String)> = metadata.iter().collect();
-        entries.sort_unstable();
-
+    pub fn derive(repo_id: &str, content: &[u8], metadata: &BTreeMap<String, String>) -> Self {
         let mut hasher = blake3::Hasher::new();
         update_prefixed(&mut hasher, repo_id.as_bytes());
         update_prefixed(&mut hasher, content);
-        hasher.update(&(entries.len() as u64).to_le_bytes());
-        for (key, value) in entries {
+        hasher.update(&(metadata.len() as u64).to_le_bytes());
+        for (key, value) in metadata {
             update_prefixed(&mut hasher, key.as_bytes());
             update_prefixed(&mut hasher, value.as_bytes());
         }
@@ -109,7 +106,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn metadata(entries: &[(String, String)]) -> HashMap<String, String> {
+    fn metadata(entries: &[(String, String)]) -> BTreeMap<String, String> {
         entries.iter().cloned().collect()
     }
 
@@ -148,7 +145,7 @@ mod tests {
         fn bytes_cannot_move_between_fields(text in "[a-z]{2,40}", one in any::<prop::sample::Index>(), other in any::<prop::sample::Index>()) {
             let (one, other) = (one.index(text.len() + 1), other.index(text.len() + 1));
             prop_assume!(one != other);
-            let derive = |at: usize| PacketId::derive(&text[..at], &text.as_bytes()[at..], &HashMap::new());
+            let derive = |at: usize| PacketId::derive(&text[..at], &text.as_bytes()[at..], &BTreeMap::new());
             prop_assert_ne!(derive(one), derive(other));
             let derive = |at: usize| PacketId::derive("r", b"c", &metadata(&[(text[..at].into(), text[at..].into())]));
             prop_assert_ne!(derive(one), derive(other));
@@ -156,10 +153,10 @@ mod tests {
 
         #[test]
         fn every_field_counts(repo_id in ".{1,20}", content in prop::collection::vec(any::<u8>(), 0..100), key in ".{0,5}", value in ".{0,5}") {
-            let plain = PacketId::derive(&repo_id, &content, &HashMap::new());
+            let plain = PacketId::derive(&repo_id, &content, &BTreeMap::new());
             let with_entry = PacketId::derive(&repo_id, &content, &metadata(&[(key, value)]));
-            let other_repo = PacketId::derive(&format!("{repo_id}x"), &content, &HashMap::new());
-            let other_content = PacketId::derive(&repo_id, &[content.as_slice(), b"x"].concat(), &HashMap::new());
+            let other_repo = PacketId::derive(&format!("{repo_id}x"), &content, &BTreeMap::new());
+            let other_content = PacketId::derive(&repo_id, &[content.as_slice(), b"x"].concat(), &BTreeMap::new());
             prop_assert!(plain != with_entry && plain != other_repo && plain != other_content);
         }
     }

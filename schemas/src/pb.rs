@@ -1,6 +1,6 @@
 //! The messages and services of package `coderelay.v1`, generated from `proto/`.
 //!
-//! `bytes` fields are [`bytes::Bytes`], maps are `HashMap`, and `google.rpc.Status` is [`tonic_types::pb::Status`].
+//! `bytes` fields are [`bytes::Bytes`], maps are `BTreeMap` (so that a message has one encoding), and `google.rpc.Status` is [`tonic_types::pb::Status`].
 
 // The comments live in the `.proto` files; what the generators write is not held to this workspace's style.
 #![allow(missing_docs, unreachable_pub, clippy::pedantic)]

@@ -207,7 +207,7 @@ mod tests {
         violations.iter().map(|violation| violation.reason.as_str()).collect()
     }
 
-    fn metadata(entries: usize, bytes: usize) -> std::collections::HashMap<String, String> {
+    fn metadata(entries: usize, bytes: usize) -> std::collections::BTreeMap<String, String> {
         (0..entries).map(|i| (format!("{i:04}"), "v".repeat(bytes / entries - 4))).collect()
     }
 

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -37,7 +37,7 @@ struct IdVector {
     name: String,
     repo_id: String,
     content_hex: String,
-    metadata: HashMap<String, String>,
+    metadata: BTreeMap<String, String>,
     packet_id: PacketIdText,
 }
 
@@ -96,7 +96,7 @@ fn ledger_records_are_those_of_python() {
 struct PartitionVector {
     key_hex: String,
     murmur2: i32,
-    partitions: HashMap<String, i32>,
+    partitions: BTreeMap<String, i32>,
 }
 
 #[test]
@@ -116,7 +116,7 @@ struct PacketVector {
     encoded_hex: String,
     repo_id: String,
     content_hex: String,
-    metadata: HashMap<String, String>,
+    metadata: BTreeMap<String, String>,
     packet_id_hex: String,
     created_at: Option<TimestampText>,
     derived_id: PacketIdText,

@@ -43,6 +43,20 @@ const OPENS: &[&str] = &[
     "jdk.management/com.sun.management.internal",
 ];
 
+/// Its garbage collector as `jvm17-server.options` sets it up. By default G1's regions are so small here that every slab of a memtable
+/// is a humongous object.
+const GC: &[&str] = &[
+    "-XX:+UseG1GC",
+    "-XX:+ParallelRefProcEnabled",
+    "-XX:MaxTenuringThreshold=2",
+    "-XX:G1HeapRegionSize=16m",
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:G1NewSizePercent=50",
+    "-XX:G1RSetUpdatingPauseTimePercent=5",
+    "-XX:MaxGCPauseMillis=300",
+    "-XX:InitiatingHeapOccupancyPercent=70",
+];
+
 /// When Cassandra acknowledges a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CommitLog {
@@ -135,8 +149,9 @@ impl Node {
             "-Dcassandra.skip_wait_for_gossip_to_settle=0".into(),
             "-Dcassandra.superuser_setup_delay_ms=0".into(),
         ];
+        let gc = GC.iter().map(|option| (*option).to_owned());
         let class = ["-cp".into(), format!("{conf}:{jars}/*"), "org.apache.cassandra.service.CassandraDaemon".into()];
-        Ok(exports.chain(opens).chain(options).chain(class).collect())
+        Ok(exports.chain(opens).chain(gc).chain(options).chain(class).collect())
     }
 
     /// The agent that Cassandra measures its memory tables with.
@@ -170,6 +185,7 @@ saved_caches_directory: "{data}/saved_caches"
 hints_directory: "{data}/hints"
 cdc_raw_directory: "{data}/cdc"
 memtable: {{configurations: {{skiplist: {{class_name: SkipListMemtable}}, trie: {{class_name: TrieMemtable}}, default: {{inherits: trie}}}}}}
+memtable_allocation_type: offheap_objects
 sstable: {{selected_format: bti}}
 storage_compatibility_mode: NONE
 batch_size_warn_threshold: 1MiB

@@ -71,6 +71,10 @@ impl Cluster {
         let args = [
             "-Xms512m".to_owned(),
             "-Xmx512m".to_owned(),
+            // By default a region is a megabyte here, and every larger request a humongous object.
+            "-XX:+UseG1GC".to_owned(),
+            "-XX:G1HeapRegionSize=8m".to_owned(),
+            "-XX:MaxGCPauseMillis=20".to_owned(),
             "-XX:-UsePerfData".to_owned(),
             format!("-Dlog4j2.configurationFile={}", logging.display()),
             "-cp".to_owned(),

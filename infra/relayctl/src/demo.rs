@@ -1,6 +1,6 @@
 //! `relayctl demo`: a repository relayed twice and stored once, with the evidence.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
     let created_at = SystemTime::now();
     let packer = Arc::new(Packer {
         repo_id: args.repo.clone().map_or_else(|| repository(first), Ok)?,
-        metadata: HashMap::from([(RUN.to_owned(), humantime::format_rfc3339_millis(created_at).to_string())]),
+        metadata: BTreeMap::from([(RUN.to_owned(), humantime::format_rfc3339_millis(created_at).to_string())]),
         created_at,
         limits: PacketLimits::default(),
         strict: true,

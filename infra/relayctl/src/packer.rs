@@ -1,6 +1,6 @@
 //! Files to packets and back: gzip, metadata, derived id.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -53,7 +53,7 @@ impl From<io::Error> for Skip {
 pub(crate) struct Packer {
     pub(crate) repo_id: String,
     /// Metadata of every packet, beside its path.
-    pub(crate) metadata: HashMap<String, String>,
+    pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) created_at: SystemTime,
     pub(crate) limits: PacketLimits,
     /// Skip what ingest would refuse for its content, such as a file of zeros that looks like a bomb.
@@ -130,7 +130,7 @@ pub(crate) mod tests {
     pub(crate) fn packer() -> Packer {
         Packer {
             repo_id: "team/relay".to_owned(),
-            metadata: HashMap::new(),
+            metadata: BTreeMap::new(),
             created_at: SystemTime::UNIX_EPOCH,
             limits: PacketLimits::default(),
             strict: false,

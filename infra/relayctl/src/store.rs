@@ -1,6 +1,6 @@
 //! The packets table, read.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
@@ -66,7 +66,7 @@ pub(crate) struct StoredPacket {
     pub(crate) day: CqlDate,
     pub(crate) packet_id: Vec<u8>,
     pub(crate) content: Vec<u8>,
-    pub(crate) metadata: Option<HashMap<String, String>>,
+    pub(crate) metadata: Option<BTreeMap<String, String>>,
     pub(crate) created_at: Option<CqlTimestamp>,
     pub(crate) ingested_at: Option<CqlTimestamp>,
     pub(crate) region: Option<String>,

@@ -1,7 +1,7 @@
 //! The formats that are compared.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read as _, Write as _};
 
@@ -122,7 +122,7 @@ fn packet(file: &File) -> Result<CodePacket> {
     Ok(CodePacket {
         repo_id: file.repository.clone(),
         content: gzip(file.text.as_bytes())?.into(),
-        metadata: HashMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
+        metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
         ..CodePacket::default()
     })
 }

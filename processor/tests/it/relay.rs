@@ -12,7 +12,7 @@ type Columns = (
     CqlDate,
     Vec<u8>,
     Vec<u8>,
-    std::collections::HashMap<String, String>,
+    std::collections::BTreeMap<String, String>,
     CqlTimestamp,
     CqlTimestamp,
     Option<String>,

@@ -1,7 +1,7 @@
 //! A deployment of one's own on the shared stack: topics, a keyspace, processors as real processes, and readers that see what users see.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "a test; each binary uses its part")]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -405,7 +405,7 @@ pub fn now_ms() -> i64 {
 pub fn packet(n: u32) -> pb::CodePacket {
     let repo_id = format!("github.com/acme/repo-{}", n % 7);
     let content = Bytes::from(gzip(format!("fn number_{n}() {{}}").as_bytes()));
-    let metadata = HashMap::from([("path".to_owned(), format!("src/{n}.rs"))]);
+    let metadata = BTreeMap::from([("path".to_owned(), format!("src/{n}.rs"))]);
     let packet_id = PacketId::derive(&repo_id, &content, &metadata).to_bytes();
     let created_at = Some(SystemTime::now().into());
     pb::CodePacket { repo_id, content, metadata, packet_id, created_at }

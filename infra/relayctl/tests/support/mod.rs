@@ -4,7 +4,7 @@
 
 pub(crate) mod command;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ impl Deployment {
 /// A packet as ingest writes it.
 pub(crate) fn packet(repo_id: &str, content: &str) -> CodePacket {
     let content = gzip(content);
-    let metadata = HashMap::from([("path".to_owned(), "src/lib.rs".to_owned())]);
+    let metadata = BTreeMap::from([("path".to_owned(), "src/lib.rs".to_owned())]);
     let packet_id = PacketId::derive(repo_id, &content, &metadata).to_bytes();
     CodePacket { repo_id: repo_id.to_owned(), content: content.into(), metadata, packet_id, created_at: None }
 }
