@@ -46,8 +46,8 @@ struct OriginalPacket {
     repo_id: String,
     #[prost(bytes = "bytes", tag = "2")]
     content: Bytes,
-    #[prost(map = "string, string", tag = "3")]
-    metadata: std::collections::HashMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    metadata: std::collections::BTreeMap<String, String>,
 }
 
 fn packet() -> CodePacket {
