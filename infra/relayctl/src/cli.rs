@@ -150,4 +150,10 @@ mod tests {
         let cli = cli.unwrap();
         assert_eq!((cli.connection.kafka.as_str(), cli.format()), ("k:1", Format::Json));
     }
+
+    #[test]
+    fn several_endpoints_keep_their_order() {
+        let line = ["relayctl", "push", "--endpoint", "a:1,b:2", "--endpoint", "c:3"];
+        assert_eq!(Cli::try_parse_from(line).unwrap().connection.ingest, ["a:1", "b:2", "c:3"]);
+    }
 }

@@ -36,16 +36,18 @@ impl FromStr for Property {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// gRPC address of ingest
+    /// gRPC address of ingest (repeatable, or comma-separated: `push` goes on at the next when one fails)
     #[arg(
         long,
+        visible_alias = "endpoint",
         global = true,
         env = "INGEST_ENDPOINT",
         hide_env_values = true,
         default_value = "http://localhost:50051",
+        value_delimiter = ',',
         value_name = "URL"
     )]
-    pub(crate) ingest: String,
+    pub(crate) ingest: Vec<String>,
     /// Kafka bootstrap servers, comma-separated
     #[arg(
         long,
@@ -164,22 +166,23 @@ impl Connection {
         }
         builder.build().await.with_context(|| format!("CQL at {} does not answer (set --cql or CQL_CONTACT)", self.cql))
     }
+}
 
-    /// A channel to ingest. It connects with the first call and again after every loss.
-    pub(crate) fn grpc(&self) -> anyhow::Result<Channel> {
-        let url = url(&self.ingest);
-        let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("ingest address {url}"))?;
-        Ok(endpoint
-            .user_agent(concat!("relayctl/", env!("CARGO_PKG_VERSION")))?
-            .connect_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .connect_lazy())
-    }
+/// A channel to an ingest. It connects with the first call and again after every loss.
+pub(crate) fn grpc(address: &str) -> anyhow::Result<Channel> {
+    let url = url(address);
+    let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("ingest address {url}"))?;
+    Ok(endpoint
+        .user_agent(concat!("relayctl/", env!("CARGO_PKG_VERSION")))?
+        .connect_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .connect_lazy())
 }
 
 /// `host:port` means plain HTTP.
 pub(crate) fn url(address: &str) -> String {
+    let address = address.trim();
     if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }
 

@@ -8,10 +8,11 @@ use base64::prelude::BASE64_STANDARD;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::connect::Connection;
+use crate::connect::grpc;
 use crate::packer::{Packed, Packer, Skip};
 use crate::position::rfc3339;
 use crate::progress::Progress;
@@ -43,9 +44,19 @@ pub(crate) struct Delivery {
     pub(crate) manifests: Vec<Result<Manifest, Skip>>,
     /// One per packet with an outcome; `tag` is the source's index.
     pub(crate) receipts: Vec<Receipt>,
+    /// One an endpoint, in their order.
+    pub(crate) endpoints: Vec<Acknowledged>,
     pub(crate) reconnections: usize,
     pub(crate) gave_up: Option<GaveUp>,
     pub(crate) took: Duration,
+}
+
+/// What one endpoint did.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Acknowledged {
+    pub(crate) endpoint: String,
+    /// Packets that it acknowledged.
+    pub(crate) committed: usize,
 }
 
 impl Delivery {
@@ -60,19 +71,23 @@ impl Delivery {
     }
 }
 
-/// Packs and publishes all sources. Refused packets are receipts; [`Delivery::gave_up`] says if the rest has no outcome.
+/// Packs and publishes all sources, to the first endpoint that takes them. Refused packets are receipts;
+/// [`Delivery::gave_up`] says if the rest has no outcome.
 ///
 /// # Errors
-/// The ingest address is no address.
+/// An endpoint is no address.
 pub(crate) async fn deliver(
     packer: Arc<Packer>,
     sources: Arc<[Source]>,
-    connection: &Connection,
+    endpoints: &[String],
     patience: Duration,
     what: &'static str,
 ) -> anyhow::Result<Delivery> {
     let started = Instant::now();
-    let publisher = Publisher::new(connection.grpc()?, patience);
+    let channels = endpoints.iter().map(|endpoint| Ok((endpoint.clone(), grpc(endpoint)?)));
+    let publisher = Publisher::new(channels.collect::<anyhow::Result<_>>()?, patience);
+    let acknowledged = |endpoint: &String| Acknowledged { endpoint: endpoint.clone(), committed: 0 };
+    let mut endpoints: Vec<_> = endpoints.iter().map(acknowledged).collect();
     let mut progress = Progress::new(what, sources.len() as u64);
     let mut receipts = Vec::with_capacity(sources.len());
     let mut reconnections = 0;
@@ -80,7 +95,8 @@ pub(crate) async fn deliver(
     let (parcels, queue) = mpsc::channel(PACKED_AHEAD);
     let packing = tokio::task::spawn_blocking(move || pack_all(&packer, &sources, &parcels));
     let publishing = publisher.run(queue, |event| match event {
-        Event::Settled(receipt) => {
+        Event::Settled(endpoint, receipt) => {
+            endpoints[endpoint].committed += usize::from(receipt.outcome.is_ok());
             progress.advance(1);
             progress.message("");
             receipts.push(receipt);
@@ -89,10 +105,14 @@ pub(crate) async fn deliver(
             reconnections += 1;
             progress.message(format!("reconnecting: {}", status.message()));
         }
+        Event::Moved { from, to, error } => {
+            reconnections += 1;
+            progress.remark(&format!("{from}: {} ({:?}); going on at {to}", error.message(), error.code()));
+        }
     });
     let (outcome, manifests) = tokio::join!(publishing, packing);
     let (manifests, gave_up) = (manifests?, outcome.err());
-    Ok(Delivery { manifests, receipts, reconnections, gave_up, took: started.elapsed() })
+    Ok(Delivery { manifests, receipts, endpoints, reconnections, gave_up, took: started.elapsed() })
 }
 
 /// Packs files in their order and hands them to the stream; stops early where the stream is gone.

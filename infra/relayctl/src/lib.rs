@@ -22,6 +22,7 @@ mod demo;
 mod source;
 mod packer;
 mod window;
+mod endpoints;
 mod publisher;
 mod delivery;
 

@@ -47,6 +47,11 @@ impl Progress {
         self.plain();
     }
 
+    /// A remark that the bar does not overwrite.
+    pub(crate) fn remark(&self, text: &str) {
+        self.bar.suspend(|| remark(text));
+    }
+
     fn plain(&mut self) {
         if self.last_plain.is_some_and(|at| at.elapsed() >= PLAIN_INTERVAL) {
             self.last_plain = Some(Instant::now());

@@ -1,68 +1,78 @@
-//! The client side of `Publish`: one stream at a time, a bounded window, retries, reconnection.
+//! The client side of `Publish`: one stream at a time, a bounded window, retries, reconnection, failover.
 
 use std::time::Duration;
 
-use backon::ExponentialBackoff;
 use coderelay_schemas::pb::ingest_client::IngestClient;
 use coderelay_schemas::pb::{PublishRequest, PublishResponse};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
-use crate::window::{Parcel, Receipt, Window, backoff};
+use crate::endpoints::Endpoints;
+use crate::window::{Parcel, Receipt, Window};
 
 /// What happens on the way.
 pub(crate) enum Event {
-    /// A packet has its final outcome.
-    Settled(Receipt),
+    /// A packet has its final outcome, from the endpoint of this index.
+    Settled(usize, Receipt),
     /// The stream broke; everything without an outcome is sent again after a pause.
     Reconnecting(Status),
+    /// The same, and it is sent to another endpoint.
+    Moved {
+        /// The endpoint that failed.
+        from: String,
+        /// The one that is used next.
+        to: String,
+        /// Why.
+        error: Status,
+    },
 }
 
 /// Publishing that was given up, with packets that have no outcome.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GaveUp {
-    /// Another try would not do better.
-    #[error("ingest refuses the call: {} ({:?})", .0.message(), .0.code())]
-    Refused(Status),
+    /// Another try would not do better, at any endpoint.
+    #[error("ingest refuses the call: {0}")]
+    Refused(String),
     /// Nothing was settled for so long, reconnections included.
-    #[error("ingest acknowledged nothing for {patience:?}, gave up: {}", .last.message())]
+    #[error("ingest acknowledged nothing for {patience:?}, gave up: {errors}")]
     Silent {
         /// How long.
         patience: Duration,
-        /// The last thing that went wrong.
-        last: Status,
+        /// Every endpoint and the last thing that went wrong there.
+        errors: String,
     },
 }
 
 /// Publishes every parcel of a channel until it is closed and each has its outcome.
 pub(crate) struct Publisher {
-    client: IngestClient<Channel>,
+    endpoints: Endpoints,
+    /// One an endpoint.
+    clients: Vec<IngestClient<Channel>>,
     window: Window,
     patience: Duration,
     /// When a packet was last settled, or the window last was empty.
     progress: Instant,
-    pause: ExponentialBackoff,
     /// Whether more parcels may come.
     open: bool,
-    /// What went wrong since.
-    last: Option<Status>,
 }
 
 impl Publisher {
-    /// `patience` is how long ingest may go without settling any packet, reconnections included.
-    pub(crate) fn new(channel: Channel, patience: Duration) -> Self {
+    /// `channels` are endpoints by their address, in the order of preference. `patience` is how long all of them together
+    /// may go without settling any packet, reconnections included.
+    pub(crate) fn new(channels: Vec<(String, Channel)>, patience: Duration) -> Self {
+        let now = Instant::now();
+        let (addresses, channels): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
         Self {
-            client: IngestClient::new(channel),
+            endpoints: Endpoints::new(addresses, now),
+            clients: channels.into_iter().map(IngestClient::new).collect(),
             window: Window::default(),
             patience,
-            progress: Instant::now(),
-            pause: backoff(),
+            progress: now,
             open: true,
-            last: None,
         }
     }
 
@@ -73,23 +83,34 @@ impl Publisher {
         mut report: impl FnMut(Event),
     ) -> Result<(), GaveUp> {
         while let Err(status) = self.stream(&mut parcels, &mut report).await {
-            self.window.lost(Instant::now());
+            let now = Instant::now();
+            self.window.lost(now);
             if !self.open && self.window.unsettled() == 0 {
                 break;
             }
-            if !retriable(status.code()) {
-                return Err(GaveUp::Refused(status));
+            let from = self.endpoints.current();
+            let Some(due) = self.endpoints.failed(status.clone(), now) else {
+                return Err(GaveUp::Refused(self.endpoints.errors()));
+            };
+            let end = self.progress + self.patience;
+            if now >= end {
+                return Err(GaveUp::Silent { patience: self.patience, errors: self.endpoints.errors() });
             }
-            let left = self.patience.saturating_sub(self.progress.elapsed());
-            if left.is_zero() {
-                return Err(GaveUp::Silent { patience: self.patience, last: status });
-            }
-            let pause = self.pause.next().unwrap_or_default().min(left);
-            self.last = Some(status.clone());
-            report(Event::Reconnecting(status));
-            sleep(pause).await;
+            report(self.going_on(from, status, now));
+            sleep_until(due.min(end)).await;
         }
         Ok(())
+    }
+
+    /// A stream broke at `from`; the endpoint to use next has been chosen.
+    fn going_on(&mut self, from: usize, error: Status, now: Instant) -> Event {
+        let to = self.endpoints.current();
+        if to == from {
+            return Event::Reconnecting(error);
+        }
+        self.window.moved(now);
+        let address = |index| self.endpoints.address(index).to_owned();
+        Event::Moved { from: address(from), to: address(to), error }
     }
 
     /// One stream, until everything is settled or it breaks.
@@ -100,11 +121,12 @@ impl Publisher {
     ) -> Result<(), Status> {
         let (requests, queue) = mpsc::channel(4);
         let mut requests = Some(requests);
-        let mut client = self.client.clone();
+        let mut client = self.clients[self.endpoints.current()].clone();
         // A server may send its headers with its first answer only: the call and its answers are one stream here.
         let call = async move { client.publish(ReceiverStream::new(queue)).await.map(Response::into_inner) };
         let mut responses = stream::once(call).try_flatten().boxed();
 
+        let opened = Instant::now();
         let mut fresh = Vec::new();
         loop {
             if !self.open && self.window.unsettled() == 0 {
@@ -115,9 +137,11 @@ impl Publisher {
             let room = if self.open { self.window.room() } else { 0 };
             let due = self.window.next_due();
             let ready = due.is_some_and(|due| due <= now);
+            let silent = self.progress.max(opened) + self.endpoints.silence(self.patience);
+            let silent = silent.min(self.progress + self.patience);
             tokio::select! {
                 response = responses.next() => match response {
-                    Some(response) => self.settle(response?, report),
+                    Some(response) => self.settle(response?, report)?,
                     None if requests.is_none() => return Ok(()),
                     None => return Err(Status::unavailable("ingest ended the stream")),
                 },
@@ -135,22 +159,27 @@ impl Publisher {
                     self.window.admit(fresh.drain(..), now);
                 }
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() && !ready => {}
-                () = sleep_until(self.progress + self.patience), if self.window.unsettled() > 0 || !self.open => {
-                    return Err(self.last.take().unwrap_or_else(|| Status::deadline_exceeded("no answer")));
+                () = sleep_until(silent), if self.window.unsettled() > 0 || !self.open => {
+                    let error = self.endpoints.error().cloned();
+                    return Err(error.unwrap_or_else(|| Status::deadline_exceeded("no answer")));
                 }
             }
         }
     }
 
-    fn settle(&mut self, response: PublishResponse, report: &mut impl FnMut(Event)) {
+    /// Takes the results of a response; an error where another endpoint is to be asked for those without an outcome.
+    fn settle(&mut self, response: PublishResponse, report: &mut impl FnMut(Event)) -> Result<(), Status> {
         let now = Instant::now();
         for result in response.results {
             if let Some(receipt) = self.window.settle(result, now) {
                 self.progress = now;
-                self.pause = backoff();
-                self.last = None;
-                report(Event::Settled(receipt));
+                self.endpoints.settled();
+                report(Event::Settled(self.endpoints.current(), receipt));
             }
+        }
+        match self.window.stuck() {
+            Some(error) if self.endpoints.has_others() => Err(error),
+            _ => Ok(()),
         }
     }
 }
@@ -162,17 +191,4 @@ async fn reserve(
         Some(requests) => requests.reserve().await,
         None => std::future::pending().await,
     }
-}
-
-/// Whether another stream may do better: not where ingest refuses the call itself.
-fn retriable(code: Code) -> bool {
-    !matches!(
-        code,
-        Code::Unimplemented
-            | Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::NotFound
-    )
 }

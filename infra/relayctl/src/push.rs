@@ -11,7 +11,7 @@ use coderelay_schemas::validate::PacketLimits;
 use serde::Serialize;
 
 use crate::connect::Connection;
-use crate::delivery::{Delivery, deliver};
+use crate::delivery::{Acknowledged, Delivery, deliver};
 use crate::exit::Exit;
 use crate::output::{Output, size};
 use crate::packer::Packer;
@@ -31,7 +31,7 @@ pub(crate) struct PushArgs {
     /// Metadata of every packet, beside `path` (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     metadata: Vec<Entry>,
-    /// Give up after this long without any acknowledgement
+    /// Give up after this long without any acknowledgement, of all endpoints together
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     patience: Duration,
 }
@@ -72,7 +72,9 @@ struct Summary {
     unsettled: usize,
     /// Packets that were sent more than once.
     retried: usize,
+    /// Streams that broke and were taken up again, there or at another endpoint.
     reconnections: usize,
+    endpoints: Vec<Acknowledged>,
     raw_bytes: u64,
     packet_bytes: u64,
     seconds: f64,
@@ -91,7 +93,8 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
         strict: false,
     };
     let repo_id = packer.repo_id.clone();
-    let delivery = deliver(Arc::new(packer), Arc::clone(&sources), connection, args.patience, "pushing").await?;
+    let delivery =
+        deliver(Arc::new(packer), Arc::clone(&sources), &connection.ingest, args.patience, "pushing").await?;
 
     for receipt in &delivery.receipts {
         show(&fate(&sources, receipt), output)?;
@@ -102,7 +105,7 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
     let summary = Summary::of(repo_id, sources.len(), &delivery);
     summarise(&summary, output)?;
     if let Some(gave_up) = delivery.gave_up {
-        remark(&format!("{}: {gave_up}", connection.ingest));
+        remark(&gave_up.to_string());
         return Ok(Exit::Failure);
     }
     Ok(match (summary.committed, summary.rejected + summary.skipped) {
@@ -125,6 +128,7 @@ impl Summary {
             unsettled: files - committed - rejected - skipped,
             retried: delivery.receipts.iter().filter(|receipt| receipt.attempts > 1).count(),
             reconnections: delivery.reconnections,
+            endpoints: delivery.endpoints.clone(),
             raw_bytes: delivery.packed().map(|(_, manifest)| manifest.raw_bytes).sum(),
             packet_bytes: delivery.packed().map(|(_, manifest)| manifest.packet_bytes).sum(),
             seconds: delivery.took.as_secs_f64(),
@@ -175,6 +179,10 @@ fn summarise(summary: &Summary, output: &mut Output) -> std::io::Result<()> {
         (summary.reconnections, "reconnections"),
     ];
     parts.extend(notes.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+    if let [_, _, ..] = summary.endpoints[..] {
+        let at = |Acknowledged { endpoint, committed }: &Acknowledged| format!("{committed} by {endpoint}");
+        parts.extend(summary.endpoints.iter().map(at));
+    }
     output.say(&parts.join(", "))
 }
 

@@ -12,6 +12,7 @@ use coderelay_schemas::pb::publish_result::Outcome;
 use coderelay_schemas::pb::{CodePacket, Committed, PublishRequest, PublishResult};
 use prost::Message as _;
 use tokio::time::Instant;
+use tonic::{Code, Status};
 use tonic_types::RpcStatusExt as _;
 
 /// Packets in flight at most.
@@ -22,6 +23,8 @@ const MAX_BYTES: usize = 16 << 20;
 const REQUEST_BYTES: usize = 512 << 10;
 /// Packets of one request.
 const REQUEST_PACKETS: usize = 100;
+/// After so many answers in a row that ingest is unavailable, a packet is better sent elsewhere.
+const UNAVAILABLE_ANSWERS: u32 = 3;
 
 /// A packet to publish; `tag` is the caller's name for it.
 #[derive(Clone, Debug)]
@@ -62,6 +65,8 @@ struct Flight {
     parcel: Parcel,
     bytes: usize,
     attempts: u32,
+    /// How often in a row the answer was `UNAVAILABLE`, of the endpoint in use.
+    unavailable: u32,
     backoff: ExponentialBackoff,
 }
 
@@ -72,6 +77,7 @@ pub(crate) struct Window {
     bytes: usize,
     in_flight: BTreeMap<u64, Flight>,
     waiting: Vec<(Instant, Flight)>,
+    stuck: Option<Status>,
 }
 
 impl Window {
@@ -90,7 +96,7 @@ impl Window {
         for parcel in parcels {
             let bytes = parcel.packet.encoded_len();
             self.bytes += bytes;
-            self.waiting.push((now, Flight { parcel, bytes, attempts: 0, backoff: backoff() }));
+            self.waiting.push((now, Flight { parcel, bytes, attempts: 0, unavailable: 0, backoff: backoff() }));
         }
     }
 
@@ -130,10 +136,15 @@ impl Window {
                 if let Some(retry) = status.get_details_retry_info() {
                     let asked = retry.retry_delay.unwrap_or_default();
                     let own = flight.backoff.next().unwrap_or_default();
+                    let code = Code::from_i32(status.code);
+                    flight.unavailable = if code == Code::Unavailable { flight.unavailable + 1 } else { 0 };
+                    if flight.unavailable >= UNAVAILABLE_ANSWERS {
+                        self.stuck = Some(Status::new(code, status.message));
+                    }
                     self.waiting.push((now + asked.max(own), flight));
                     return None;
                 }
-                let code = tonic::Code::from_i32(status.code);
+                let code = Code::from_i32(status.code);
                 let reason = status.get_details_error_info().map_or_else(|| format!("{code:?}"), |info| info.reason);
                 Err(Rejection { reason, message: status.message })
             }
@@ -149,6 +160,21 @@ impl Window {
     pub(crate) fn lost(&mut self, now: Instant) {
         let lost = std::mem::take(&mut self.in_flight);
         self.waiting.extend(lost.into_values().map(|flight| (now, flight)));
+    }
+
+    /// The last answer of a packet that keeps being answered `UNAVAILABLE`, where there is one since this was last asked.
+    pub(crate) fn stuck(&mut self) -> Option<Status> {
+        self.stuck.take()
+    }
+
+    /// Another endpoint is used from now on: what the last one asked to wait for does not hold there.
+    pub(crate) fn moved(&mut self, now: Instant) {
+        self.stuck = None;
+        for (due, flight) in &mut self.waiting {
+            *due = now;
+            flight.unavailable = 0;
+            flight.backoff = backoff();
+        }
     }
 }
 
@@ -228,6 +254,28 @@ mod tests {
             again += request.packets.len();
         }
         assert_eq!(again, 249);
+    }
+
+    #[test]
+    fn a_packet_that_stays_unavailable_is_due_at_once_elsewhere() {
+        let mut now = Instant::now();
+        let mut window = Window::default();
+        window.admit([parcel(0, 10)], now);
+        for (seq, code) in (0..).zip([Code::Unavailable, Code::ResourceExhausted, Code::Unavailable, Code::Unavailable])
+        {
+            window.next_request(now).unwrap();
+            let later = ErrorDetails::with_retry_info(Some(Duration::from_secs(30)));
+            assert!(window.settle(failed(seq, code, later), now).is_none());
+            assert!(window.stuck().is_none(), "pressure is no reason to leave, and ends the row");
+            now += Duration::from_secs(30);
+        }
+        window.next_request(now).unwrap();
+        let later = ErrorDetails::with_retry_info(Some(Duration::from_secs(30)));
+        assert!(window.settle(failed(4, Code::Unavailable, later), now).is_none());
+        assert_eq!(window.stuck().unwrap().message(), "no");
+        assert!(window.next_request(now).is_none());
+        window.moved(now);
+        assert_eq!(window.next_request(now).unwrap().packets.len(), 1);
     }
 
     #[test]

@@ -40,6 +40,8 @@ enum Behaviour {
     Deny,
     /// Say nothing.
     Silent,
+    /// Ask for one packet again, every time, and acknowledge the others.
+    UnavailableForOne,
 }
 
 /// An ingest whose streams follow a script, the last line for ever.
@@ -70,6 +72,10 @@ impl Scripted {
         if script.len() > 1 { script.pop_front().unwrap() } else { script[0] }
     }
 
+    fn is_put_off(&self, id: &str) -> bool {
+        self.put_off.lock().unwrap().contains(id)
+    }
+
     fn result(&self, seq: u64, packet: &CodePacket, behaviour: Behaviour) -> PublishResult {
         let id = hex::encode(&packet.packet_id);
         let outcome = match behaviour {
@@ -77,7 +83,12 @@ impl Scripted {
                 let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(10)));
                 error(Code::ResourceExhausted, "budget is full", details)
             }
-            Behaviour::Commit | Behaviour::BreakAfterOne | Behaviour::BusyOnce => {
+            Behaviour::UnavailableForOne if self.put_off.lock().unwrap().is_empty() || self.is_put_off(&id) => {
+                self.put_off.lock().unwrap().insert(id);
+                let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(10)));
+                error(Code::Unavailable, "its leader is away", details)
+            }
+            Behaviour::Commit | Behaviour::BreakAfterOne | Behaviour::BusyOnce | Behaviour::UnavailableForOne => {
                 *self.committed.lock().unwrap().entry(id).or_default() += 1;
                 Outcome::Committed(Committed { topic: "t".to_owned(), partition: 1, offset: seq as i64 })
             }
@@ -132,11 +143,16 @@ impl Ingest for Scripted {
 
 /// Pushes a folder of 300 files; the exit code, a line of JSON per file, the summary.
 async fn push(address: SocketAddr, more: &[&str]) -> (Exit, Vec<Value>, Value) {
+    push_to(&[address], more).await
+}
+
+async fn push_to(addresses: &[SocketAddr], more: &[&str]) -> (Exit, Vec<Value>, Value) {
     let folder = tempfile::tempdir().unwrap();
     for n in 0..300 {
         std::fs::write(folder.path().join(format!("file-{n}")), "x".repeat(n)).unwrap();
     }
-    let (path, address) = (folder.path().to_str().unwrap(), address.to_string());
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    let (path, address) = (folder.path().to_str().unwrap(), addresses.join(","));
     let line = ["push", path, "--repo", "team/relay", "--ingest", &address, "--output", "json"];
     let (exit, bytes) = relayctl(&[&line[..], more].concat()).await;
     let mut lines: Vec<Value> =
@@ -215,4 +231,41 @@ async fn what_cannot_be_sent_is_skipped_and_the_rest_goes() {
     let text = String::from_utf8(bytes).unwrap();
     assert_eq!(exit, Exit::Partial, "{text}");
     assert!(text.contains("skipped   noise:") && text.contains("1 of 2 files committed"), "{text}");
+}
+
+/// How many packets each endpoint acknowledged.
+fn acknowledged(summary: &Value) -> Vec<u64> {
+    summary["endpoints"].as_array().unwrap().iter().map(|one| one["committed"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_endpoint_gets_what_the_first_does_not_take() {
+    let cases = [
+        (Behaviour::BreakAfterOne, 1..=1),
+        (Behaviour::Deny, 0..=0),
+        (Behaviour::Silent, 0..=0),
+        (Behaviour::UnavailableForOne, 1..=299),
+    ];
+    for (behaviour, taken) in cases {
+        let (first, a) = Scripted::start(&[behaviour]).await;
+        let (second, b) = Scripted::start(&[Behaviour::Commit]).await;
+        let (exit, lines, summary) = push_to(&[a, b], &["--patience", "4s"]).await;
+        assert_eq!((exit, summary["committed"].as_u64()), (Exit::Success, Some(300)), "{behaviour:?}: {summary}");
+        let acknowledged = acknowledged(&summary);
+        assert!(taken.contains(&acknowledged[0]), "{behaviour:?}: {summary}");
+        assert_eq!((acknowledged.iter().sum::<u64>(), lines.len()), (300, 300), "{behaviour:?}");
+
+        let (first, second) = (first.committed.lock().unwrap(), second.committed.lock().unwrap());
+        let ids: BTreeSet<_> = first.keys().chain(second.keys()).collect();
+        assert_eq!(ids.len(), 300, "no packet under two ids");
+        assert_eq!(second.len() as u64, acknowledged[1], "what was not acknowledged, and nothing else");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn back_pressure_is_no_reason_to_move() {
+    let (_, a) = Scripted::start(&[Behaviour::BusyOnce]).await;
+    let (_, b) = Scripted::start(&[Behaviour::Commit]).await;
+    let (exit, _, summary) = push_to(&[a, b], &[]).await;
+    assert_eq!((exit, acknowledged(&summary)), (Exit::Success, vec![300, 0]));
 }

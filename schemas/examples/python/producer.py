@@ -3,6 +3,7 @@
 
     pip install -r requirements.txt
     python producer.py --repo github.com/example/repo src/ README.md
+    python producer.py --endpoint us:50051 --endpoint eu:50051 --repo github.com/example/repo src/
 
 Every file becomes a packet with the metadata ``path``. Each packet gets exactly one answer:
 
@@ -12,24 +13,31 @@ Every file becomes a packet with the metadata ``path``. Each packet gets exactly
   delay the server asked for, **with the same packet id**. Should the first attempt have arrived after all, the pipeline
   drops the second as a duplicate.
 
+Of several endpoints the first is used until its stream breaks or it answers UNAVAILABLE. What it has not settled then goes to
+the next, with the same packet ids, and after the last the first is tried again.
+
 Exits with 0 if every packet was committed, otherwise with 1.
 """
 
 import argparse
+import collections
+import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import coderelay
 import grpc
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 LATER = {
     grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
-    grpc.StatusCode.UNAVAILABLE.value[0],
+    UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
     grpc.StatusCode.ABORTED.value[0],
     grpc.StatusCode.INTERNAL.value[0],
@@ -45,7 +53,10 @@ class Outcome:
     reason: str = "NO_ANSWER"
     message: str = "the stream ended before the packet was answered"
     later: bool = True
+    elsewhere: bool = True
+    """Whether another endpoint may do better now; always where there was no answer."""
     delay: float | None = None
+    endpoint: str = ""
 
     @property
     def committed(self) -> bool:
@@ -54,13 +65,14 @@ class Outcome:
     @classmethod
     def of(cls, result) -> "Outcome":
         if result.WhichOneof("outcome") == "committed":
-            return cls(result.committed.partition, result.committed.offset, "", "", later=False)
+            return cls(result.committed.partition, result.committed.offset, "", "", later=False, elsewhere=False)
         info = coderelay.detail(result.error, coderelay.ErrorInfo)
         retry = coderelay.detail(result.error, coderelay.RetryInfo)
         return cls(
             reason=info.reason if info else str(result.error.code),
             message=result.error.message,
             later=result.error.code in LATER,
+            elsewhere=result.error.code == UNAVAILABLE,
             delay=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
         )
 
@@ -116,21 +128,39 @@ def attempt(channel: grpc.Channel, packets: Sequence) -> list[Outcome]:
     return outcomes
 
 
-def publish(channel: grpc.Channel, packets: Sequence, attempts: int = 6) -> list[Outcome]:
-    """Sends the packets, and those that may succeed later again, until each is settled or the attempts are used up."""
+def publish(channels: Mapping[str, grpc.Channel], packets: Sequence, attempts: int = 6) -> list[Outcome]:
+    """Sends the packets, and those that may succeed later again, until each is settled or the attempts are used up.
+
+    ``channels`` are endpoints by their address, in the order of preference; ``attempts`` are as many for each of them.
+    """
     outcomes = [Outcome() for _ in packets]
     pending = list(range(len(packets)))
-    for round_ in range(attempts):
-        for index, outcome in zip(pending, attempt(channel, [packets[index] for index in pending]), strict=True):
-            outcomes[index] = outcome
+    endpoints = itertools.cycle(channels)
+    endpoint = next(endpoints)
+    errors = {}
+    rounds = attempts * len(channels)
+    for round_ in range(rounds):
+        for index, outcome in zip(pending, attempt(channels[endpoint], [packets[index] for index in pending]), strict=True):
+            outcomes[index] = dataclasses.replace(outcome, endpoint=endpoint)
         pending = [index for index in pending if outcomes[index].later]
         if not pending:
+            return outcomes
+        first = next((index for index in pending if outcomes[index].elsewhere), pending[0])
+        reason = errors[endpoint] = outcomes[first].message
+        if round_ + 1 == rounds:
             break
         asked = max((outcomes[index].delay or 0 for index in pending), default=0)
+        if len(channels) > 1 and outcomes[first].elsewhere:
+            failed, endpoint = endpoint, next(endpoints)
+            print(f"{failed}: {reason}; going on at {endpoint}", file=sys.stderr)
+            if (round_ + 1) % len(channels):
+                # One that may be well is asked at once; a pause comes when all have had their turn.
+                continue
         # Without a wish of the server: 0.25, 0.5, 1 … seconds, spread so that producers do not come back all at once.
-        delay = asked or 0.25 * 2**round_ * random.uniform(0.5, 1)
-        print(f"{len(pending)} packets again in {delay:.1f} s: {outcomes[pending[0]].message}", file=sys.stderr)
+        delay = asked or 0.25 * 2 ** (round_ // len(channels)) * random.uniform(0.5, 1)
+        print(f"{len(pending)} packets again in {delay:.1f} s: {reason}", file=sys.stderr)
         time.sleep(delay)
+    print("gave up: " + "; ".join(f"{endpoint}: {error}" for endpoint, error in errors.items()), file=sys.stderr)
     return outcomes
 
 
@@ -147,19 +177,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Publishes files as packets of code.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders to take every file from")
     parser.add_argument("--repo", required=True, help="the repository the files belong to")
-    parser.add_argument("--endpoint", default=os.environ.get("INGEST_ENDPOINT", "127.0.0.1:50051"), help="env INGEST_ENDPOINT")
+    parser.add_argument("--endpoint", action="append", help="repeatable; env INGEST_ENDPOINT, comma-separated")
     arguments = parser.parse_args()
+    endpoints = arguments.endpoint or os.environ.get("INGEST_ENDPOINT", "127.0.0.1:50051").split(",")
 
     sources = list(files(arguments.paths))
     packets = [packet(arguments.repo, str(source), source.read_bytes()) for source in sources]
-    with grpc.insecure_channel(arguments.endpoint.removeprefix("http://")) as channel:
-        outcomes = publish(channel, packets)
+    with contextlib.ExitStack() as open_channels:
+        channels = {
+            endpoint: open_channels.enter_context(grpc.insecure_channel(endpoint.strip().removeprefix("http://")))
+            for endpoint in endpoints
+        }
+        outcomes = publish(channels, packets)
 
     for source, outcome in zip(sources, outcomes, strict=True):
         if not outcome.committed:
             print(f"{source}: {outcome.reason}: {outcome.message}", file=sys.stderr)
     committed = sum(outcome.committed for outcome in outcomes)
     print(f"{committed} of {len(packets)} packets committed")
+    if len(channels) > 1:
+        counts = collections.Counter(outcome.endpoint for outcome in outcomes if outcome.committed)
+        for endpoint in channels:
+            print(f"{counts[endpoint]} by {endpoint}")
     return 0 if committed == len(packets) else 1
 
 

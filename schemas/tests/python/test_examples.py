@@ -74,7 +74,7 @@ def test_a_bad_packet_harms_neither_its_neighbours_nor_the_stream(repo):
     packets[1].content = b"not gzip"
     packets[1].packet_id = b""
     with grpc.insecure_channel(os.environ["INGEST_ENDPOINT"].removeprefix("http://")) as channel:
-        outcomes = producer.publish(channel, packets)
+        outcomes = producer.publish({"ingest": channel}, packets)
     assert [outcome.committed for outcome in outcomes] == [True, False, True]
     assert outcomes[1].reason == "CONTENT_NOT_GZIP"
     assert not outcomes[1].later, "a bad packet is not worth a retry"
