@@ -74,7 +74,6 @@ impl Cluster {
             // By default a region is a megabyte here, and every larger request a humongous object.
             "-XX:+UseG1GC".to_owned(),
             "-XX:G1HeapRegionSize=8m".to_owned(),
-            "-XX:MaxGCPauseMillis=20".to_owned(),
             "-XX:-UsePerfData".to_owned(),
             format!("-Dlog4j2.configurationFile={}", logging.display()),
             "-cp".to_owned(),
