@@ -88,6 +88,10 @@ impl Publisher {
             if !self.open && self.window.unsettled() == 0 {
                 break;
             }
+            if self.window.unsettled() == 0 {
+                // Whoever feeds it is slow, not ingest.
+                self.progress = now;
+            }
             let from = self.endpoints.current();
             let Some(due) = self.endpoints.failed(status.clone(), now) else {
                 return Err(GaveUp::Refused(self.endpoints.errors()));

@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use bytes::Bytes;
 use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::pb::CodePacket;
 use coderelay_schemas::topics;
 use futures::future::try_join_all;
 use ingest::config::IngestConfig;
@@ -122,15 +124,18 @@ impl Cluster {
         config.kafka.bootstrap_servers.clone_from(&self.bootstrap_servers);
         let settings = ingest::producer::settings(&config);
         let topic = self.packets.clone();
-        let records: Vec<_> =
-            pool.packets.iter().map(|packet| packet.repo_id.clone()).zip(pool.values.iter().cloned()).collect();
-        let headers = RequestHeaders::new(&config.region, TRACEPARENT, None);
+        let shared = RequestHeaders::new(&config.region, TRACEPARENT, None);
+        let record = |(packet, value): (&CodePacket, &Bytes)| {
+            let id = PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata);
+            (packet.repo_id.clone(), value.clone(), shared.with_id(&id))
+        };
+        let records: Vec<_> = pool.packets.iter().zip(&pool.values).map(record).collect();
         let thread = spawn_blocking(move || {
             let deliveries = Deliveries { work: Some(work.clone()), failure: Mutex::default() };
             let producer = ThreadedProducer::<Deliveries>::from_config_and_context(&settings, deliveries)?;
-            for (key, value) in records.iter().cycle() {
-                let headers = headers.with_id(&PacketId([0; 16]));
-                let mut record = BaseRecord::to(&topic).key(key.as_bytes()).payload(value.as_ref()).headers(headers);
+            for (key, value, headers) in records.iter().cycle() {
+                let mut record = BaseRecord::to(&topic).key(key.as_bytes()).payload(value.as_ref());
+                record.headers = Some(headers.clone());
                 while let Err((error, refused)) = producer.send(record) {
                     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                         return Err(error.into());
