@@ -30,6 +30,29 @@ pub async fn inject(faults: &[Fault], own: &Own, started: Instant, timeline: &Ti
     Ok(())
 }
 
+/// Lets every process that was stopped for a fault go on, where the run is ended in the middle of one.
+///
+/// # Errors
+/// When a process cannot be signalled.
+pub async fn lift(faults: &[Fault], own: &Own) -> Result<()> {
+    for fault in faults.iter().filter(|fault| matches!(fault.action, Action::Pause | Action::Slow)) {
+        match fault.target {
+            Target::Ingest => resume(own.ingest.process().as_deref()).await?,
+            Target::Processor => resume(own.processor.process().as_deref()).await?,
+            Target::Broker => resume(Some(own.stack.broker(0))).await?,
+            Target::Store => resume(Some(own.stack.cql())).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn resume(process: Option<&Process>) -> Result<()> {
+    match process.filter(|process| process.is_running()) {
+        Some(process) => Ok(process.resume().await?),
+        None => Ok(()),
+    }
+}
+
 async fn inflict(fault: &Fault, own: &Own) -> Result<()> {
     match fault.target {
         Target::Ingest => act(fault, &*own.ingest.start()?).await,

@@ -299,7 +299,7 @@ impl Run<'_> {
         };
         tokio::select! {
             done = faults::inject(&self.scenario.faults, own, started, timeline) => done,
-            () = self.stop.cancelled() => Ok(()),
+            () = self.stop.cancelled() => faults::lift(&self.scenario.faults, own).await,
         }
     }
 

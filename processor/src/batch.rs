@@ -77,8 +77,10 @@ impl Batch {
 pub enum Fate {
     /// Stored and published.
     Accepted(Box<Packet>),
-    /// Seen before with the same content, as this entry: counted and dropped.
-    Duplicate(Entry),
+    /// Seen before with the same content: counted and dropped.
+    Duplicate(Box<Packet>),
+    /// Seen before with other content: dead-lettered.
+    Conflict(Box<Packet>, Rejection),
     /// Dead-lettered.
     Rejected(Rejection),
 }
@@ -108,14 +110,18 @@ impl Plan {
             .into_iter()
             .map(|(partition, entries)| (partition, memory.judge(partition, &entries).into_iter()))
             .collect();
-        for (record, fate) in batch.records().iter().zip(&mut self.fates) {
-            let Fate::Accepted(packet) = fate else { continue };
+        let judged = std::mem::take(&mut self.fates).into_iter().zip(batch.records()).map(|(fate, record)| {
+            let Fate::Accepted(packet) = fate else { return fate };
             match judgements.get_mut(&record.source.partition).and_then(Iterator::next) {
-                Some(Judgement::Duplicate) => *fate = Fate::Duplicate(packet.entry),
-                Some(Judgement::Conflict) => *fate = Fate::Rejected(conflict(packet)),
-                Some(Judgement::New) | None => {}
+                Some(Judgement::Duplicate) => Fate::Duplicate(packet),
+                Some(Judgement::Conflict) => {
+                    let rejection = conflict(&packet);
+                    Fate::Conflict(packet, rejection)
+                }
+                Some(Judgement::New) | None => Fate::Accepted(packet),
             }
-        }
+        });
+        self.fates = judged.collect();
     }
 
     /// The rows to store, in order.
@@ -125,6 +131,22 @@ impl Plan {
             .filter_map(|fate| match fate {
                 Fate::Accepted(packet) => Some(&packet.row),
                 _ => None,
+            })
+            .collect()
+    }
+
+    /// The rows of other copies of packets that were accepted: duplicates and conflicts from partitions for which `several` holds, in
+    /// order. See [`Cycle`](crate::cycle::Cycle) for when they are stored too.
+    pub fn copies(&self, batch: &Batch, several: impl Fn(i32) -> bool) -> Vec<&Row> {
+        batch
+            .records()
+            .iter()
+            .zip(&self.fates)
+            .filter_map(|(record, fate)| match fate {
+                Fate::Duplicate(packet) | Fate::Conflict(packet, _) => {
+                    several(record.source.partition).then_some(&packet.row)
+                }
+                Fate::Accepted(_) | Fate::Rejected(_) => None,
             })
             .collect()
     }
@@ -145,11 +167,11 @@ impl Plan {
                     _ => continue,
                 },
                 // What it duplicates was not accepted after all.
-                Fate::Duplicate(entry) => match refused.get(&entry.key) {
+                Fate::Duplicate(packet) => match refused.get(&packet.entry.key) {
                     Some(rejection) => rejection.clone(),
                     None => continue,
                 },
-                Fate::Rejected(_) => continue,
+                Fate::Conflict(..) | Fate::Rejected(_) => continue,
             };
             *fate = Fate::Rejected(rejection);
         }

@@ -13,9 +13,14 @@
 //! 2. **An id enters the memory after its transaction committed**, never before. A crash or an abort leaves no trace in it.
 //! 3. **A partition is processed only after its ledger was replayed**, up to everything its former owners committed.
 //!
+//! Where a partition is fed by several topics, those of several regions, the other region may see the copies of a packet in another
+//! order and accept another one. So that both stores end with the same row, each writes all copies that it reads, and CQL keeps the one
+//! with the highest write timestamp; of two with the same, in every column the larger value. What is written depends on which copies
+//! there are and no more on their order.
+//!
 //! Any doubt ends the cycle with a [`Fault`]: its owner makes new clients, and rule 3 tells what had been committed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -23,11 +28,12 @@ use coderelay_schemas::validate::PacketLimits;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, BatchLimits, Fate, Plan};
+use crate::decode::Row;
 use crate::dedup::Memory;
 use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::pace::{Pace, StoreSample};
-use crate::ports::{Clock, Fault, Ledger, Polled, Source, Store, Transaction, Unavailable};
+use crate::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, Transaction, Unavailable};
 use crate::record::{Record, TopicPartition};
 use crate::trace;
 
@@ -79,6 +85,8 @@ pub struct Cycle<S, L, K, T, C> {
     batch: Batch,
     /// When the first record of the batch was polled.
     begun: Option<Instant>,
+    /// What is this member's.
+    assigned: BTreeSet<TopicPartition>,
     /// Assigned, but the ledger was not replayed yet.
     unreplayed: Vec<TopicPartition>,
     /// The committed offsets at assignment: nothing below them may be read.
@@ -118,7 +126,7 @@ where
         stopped: impl Fn() -> bool + 'static,
     ) -> Self {
         let World { source, ledger, store, transaction, clock } = world;
-        let (batch, unreplayed, floors) = (Batch::default(), Vec::new(), BTreeMap::new());
+        let (batch, assigned, unreplayed, floors) = (Batch::default(), BTreeSet::new(), Vec::new(), BTreeMap::new());
         let stopped = Box::new(stopped);
         Self {
             source,
@@ -132,6 +140,7 @@ where
             pace,
             batch,
             begun: None,
+            assigned,
             unreplayed,
             floors,
             stopped,
@@ -211,10 +220,14 @@ where
                 }
                 self.batch.push(record);
             }
-            Polled::Assigned(partitions) => self.unreplayed.extend(partitions),
+            Polled::Assigned(partitions) => {
+                self.assigned.extend(partitions.iter().cloned());
+                self.unreplayed.extend(partitions);
+            }
             Polled::Revoked(partitions) => {
                 self.batch.drop_partitions(&partitions);
                 let revoked: HashSet<_> = partitions.into_iter().collect();
+                self.assigned.retain(|partition| !revoked.contains(partition));
                 self.unreplayed.retain(|partition| !revoked.contains(partition));
                 self.floors.retain(|partition, _| !revoked.contains(partition));
             }
@@ -297,18 +310,28 @@ where
         Plan::of(&self.batch, &self.memory, &self.limits.packet, expired_before_ms)
     }
 
-    /// Writes the accepted rows. Rows the store refuses for their content become rejections; the others are not held up by them.
+    /// Writes the accepted rows, and then the rows of their copies from several regions. Accepted rows the store refuses for their content
+    /// become rejections; the others are not held up by them. A copy that is refused changes nothing: its packet is in the store.
     fn write(&mut self, mut plan: Plan) -> Result<Plan, Unavailable> {
-        let rows = plan.rows();
-        if rows.is_empty() {
-            return Ok(plan);
-        }
-        let (outcomes, sample) = self.store.write(&rows, self.pace.concurrency())?;
-        self.pace.observe(sample, self.clock.now());
-        self.metrics.store_up(true);
+        let outcomes = self.store_rows(&plan.rows())?;
         plan.settle(outcomes);
+        self.store_rows(&plan.copies(&self.batch, |partition| self.is_fed_by_several(partition)))?;
         failpoint::hit("after-store");
         Ok(plan)
+    }
+
+    fn store_rows(&mut self, rows: &[&Row]) -> Result<Vec<RowOutcome>, Unavailable> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (outcomes, sample) = self.store.write(rows, self.pace.concurrency())?;
+        self.pace.observe(sample, self.clock.now());
+        self.metrics.store_up(true);
+        Ok(outcomes)
+    }
+
+    fn is_fed_by_several(&self, partition: i32) -> bool {
+        self.assigned.iter().filter(|assigned| assigned.partition == partition).nth(1).is_some()
     }
 
     /// Waits until the store answers, with fetching paused but always polling. Keeps the batch, except what is revoked meanwhile.
@@ -342,7 +365,9 @@ where
         for (record, fate) in self.batch.records().iter().zip(plan.fates()) {
             match fate {
                 Fate::Accepted(_) => self.transaction.publish(record)?,
-                Fate::Rejected(rejection) => self.transaction.dead_letter(record, rejection)?,
+                Fate::Conflict(_, rejection) | Fate::Rejected(rejection) => {
+                    self.transaction.dead_letter(record, rejection)?;
+                }
                 Fate::Duplicate(_) => {}
             }
         }

@@ -153,7 +153,9 @@ impl Metrics {
             match fate {
                 Fate::Accepted(_) => accepted += 1,
                 Fate::Duplicate(_) => duplicates += 1,
-                Fate::Rejected(rejection) => *rejected.entry(rejection.reason).or_default() += 1,
+                Fate::Conflict(_, rejection) | Fate::Rejected(rejection) => {
+                    *rejected.entry(rejection.reason).or_default() += 1
+                }
             }
         }
         let outcome = |name| [KeyValue::new("outcome", name)];

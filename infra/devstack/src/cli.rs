@@ -1,7 +1,8 @@
-//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo
+//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo; or regions ─▶ deployment ─▶ region_loss
 
 mod down;
 mod fetch;
+mod regions;
 mod run;
 mod serve;
 mod status;
@@ -9,6 +10,7 @@ mod up;
 
 mod deployment;
 mod home;
+mod region_loss;
 mod state;
 mod view;
 
@@ -46,6 +48,8 @@ enum Verb {
     Status(StatusArgs),
     /// Start everything afresh, relay every git-tracked file below PATH twice, show the evidence, and stay until Ctrl-C.
     Run(RunArgs),
+    /// Start two regions afresh, kill one under load, bring it back, compare both, print the table, and stay until Ctrl-C.
+    Regions(RegionsArgs),
     /// Fetch the jars of Kafka and Cassandra into the user's cache; every start does it when they are missing.
     Fetch,
     /// Own the processes that `up` asks for; runs in the background.
@@ -61,7 +65,7 @@ struct UpArgs {
     /// Regions: with two, `us-east` and `eu-west`, each with its own Kafka, Cassandra, ingest and processor, and a `MirrorMaker` between them.
     ///
     /// Every name in the environment then exists for each region (`INGEST_ENDPOINT_US_EAST`, `INGEST_ENDPOINT_EU_WEST`); those without are the first's.
-    #[arg(long, default_value = "1", value_parser = regions)]
+    #[arg(long, default_value = "1", value_parser = region_count)]
     regions: usize,
     /// Go on with the data of the last `up` (of the same number of brokers and regions) instead of starting empty.
     #[arg(long)]
@@ -98,6 +102,16 @@ struct RunArgs {
     brokers: usize,
 }
 
+#[derive(Debug, Args)]
+struct RegionsArgs {
+    /// Leave after the table, with exit code 1 if a packet was lost or doubled or the regions differ.
+    #[arg(long)]
+    exit: bool,
+    /// Packets to send.
+    #[arg(long, default_value = "20000", value_name = "COUNT")]
+    packets: usize,
+}
+
 impl RunArgs {
     fn paths_or_default(&self) -> Vec<PathBuf> {
         if self.paths.is_empty() { vec![self.repository.clone()] } else { self.paths.clone() }
@@ -112,7 +126,7 @@ fn brokers(text: &str) -> Result<usize, String> {
     }
 }
 
-fn regions(text: &str) -> Result<usize, String> {
+fn region_count(text: &str) -> Result<usize, String> {
     match text {
         "1" => Ok(1),
         "2" => Ok(2),
@@ -140,6 +154,7 @@ pub(crate) async fn main() -> anyhow::Result<ExitCode> {
         Verb::Down => down::down(&home).await,
         Verb::Status(args) => status::status(&home, args.output).await,
         Verb::Run(args) => Box::pin(run::run(&home, &args)).await,
+        Verb::Regions(args) => Box::pin(regions::regions(&home, &args)).await,
         Verb::Fetch => fetch::fetch().await,
         Verb::Serve(args) => serve::serve(&home, &args).await,
     }

@@ -14,11 +14,12 @@ use crate::exit::{EXIT_CODES, Exit};
 use crate::get::GetArgs;
 use crate::groups::GroupsCommand;
 use crate::health::HealthArgs;
+use crate::mirror::MirrorCommand;
 use crate::output::{Format, Output};
 use crate::push::PushArgs;
 use crate::tail::TailArgs;
 use crate::topics::TopicsCommand;
-use crate::{demo, dlq, get, groups, health, push, tail, topics};
+use crate::{demo, dlq, get, groups, health, mirror, push, tail, topics};
 
 /// Operate coderelay: push packets, read its topics and tables, repair what was dead-lettered
 #[derive(Debug, Parser)]
@@ -44,6 +45,8 @@ enum Command {
     Dlq(DlqCommand),
     #[command(subcommand)]
     Groups(GroupsCommand),
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     Health(HealthArgs),
     Demo(DemoArgs),
     /// Print completions for a shell
@@ -90,6 +93,7 @@ async fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
         Command::Topics(command) => topics::run(command, connection, output).await,
         Command::Dlq(command) => dlq::run(command, connection, output).await,
         Command::Groups(command) => tokio::task::block_in_place(|| groups::run(command, connection, output)),
+        Command::Mirror(command) => mirror::run(command, connection, output).await,
         Command::Health(args) => health::run(args, connection, output).await,
         Command::Demo(args) => demo::run(args, connection, output).await,
         Command::Completions { shell } => {

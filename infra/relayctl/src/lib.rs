@@ -2,7 +2,7 @@
 //! dead-lettered, and show with numbers that each packet was stored once.
 //!
 //! ```text
-//! arguments ──▶ cli ──▶ verb (push, tail, get, topics, dlq, groups, health, demo) ──▶ connect: gRPC, Kafka, CQL ──▶ output
+//! arguments ──▶ cli ──▶ verb (push, tail, get, topics, dlq, groups, mirror, health, demo) ──▶ connect: gRPC, Kafka, CQL ──▶ output
 //! ```
 //!
 //! A verb is one module: its arguments, its `run`, its rows. Verbs write their results to [`Output`] (a table or JSON) and
@@ -16,6 +16,7 @@ mod get;
 mod topics;
 mod dlq;
 mod groups;
+mod mirror;
 mod health;
 mod demo;
 
@@ -34,6 +35,7 @@ mod replay;
 mod cluster;
 mod store;
 
+mod comparison;
 mod findings;
 mod evidence;
 

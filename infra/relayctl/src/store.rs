@@ -24,7 +24,7 @@ const PAGE_ROWS: i32 = 100;
 const FORMAT: &[BorrowedFormatItem<'static>] = time::macros::format_description!("[year]-[month]-[day]");
 
 /// A UTC day, `2026-01-31`: the second half of the table's partition key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Day(Date);
 
 impl Day {

@@ -1,6 +1,6 @@
 //! A member of the consumer group, on its worker's own thread.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +41,7 @@ pub struct KafkaSource {
     consumer: BaseConsumer<Context>,
     /// One name per topic, shared by all its records.
     topics: HashMap<String, Arc<str>>,
+    ledger: String,
     paused: bool,
     stop: CancellationToken,
 }
@@ -76,7 +77,8 @@ impl KafkaSource {
             config.create_with_context(context).map_err(|error| Fault::restart("creating the consumer", error))?;
         let sources: Vec<&str> = identity.sources.iter().map(String::as_str).collect();
         consumer.subscribe(&sources).map_err(|error| Fault::restart("subscribing", error))?;
-        Ok(Self { consumer, topics: HashMap::new(), paused: false, stop: identity.stop.clone() })
+        let (topics, ledger) = (HashMap::new(), identity.topics.ledger.clone());
+        Ok(Self { consumer, topics, ledger, paused: false, stop: identity.stop.clone() })
     }
 
     /// Most consumer errors pass by themselves; librdkafka reports them for information.
@@ -99,10 +101,38 @@ impl KafkaSource {
 
     fn next_event(&mut self) -> Result<Option<Polled>, Fault> {
         let event = self.consumer.context().next_event();
-        if matches!(event, Some(Polled::Assigned(_))) {
+        if let Some(Polled::Assigned(assigned)) = &event {
+            self.check_partition_counts(assigned)?;
             self.apply_pause()?;
         }
         Ok(event)
+    }
+
+    /// Partition p of every topic holds the same repositories, or a packet's copies would not meet.
+    fn check_partition_counts(&self, assigned: &[TopicPartition]) -> Result<(), Fault> {
+        let topics: BTreeSet<&str> = assigned.iter().map(|assigned| &*assigned.topic).collect();
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let expected = self.partitions(&self.ledger)?;
+        for topic in topics {
+            let found = self.partitions(topic)?;
+            if found != expected {
+                return Err(Fault::Restart(format!(
+                    "{topic} has {found} partitions and {} has {expected}: copies of a packet would not meet. Nothing is processed \
+                     until they agree: leave the topic out of source.topics, or delete it and make it anew with {expected} \
+                     (a mirrored one has as many as its source: move that region's producers to topics with {expected} first)",
+                    self.ledger
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn partitions(&self, topic: &str) -> Result<usize, Fault> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+        let metadata = metadata.map_err(|error| Fault::restart("asking for partition counts", error))?;
+        Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
     }
 
     /// Pauses or resumes the whole assignment. librdkafka remembers the flag of a partition that is revoked and assigned again later

@@ -4,6 +4,7 @@ mod crash;
 mod dead_letters;
 mod fencing;
 mod rebalance;
+mod regions;
 mod relay;
 mod replay;
 mod slow;

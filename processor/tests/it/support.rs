@@ -112,6 +112,11 @@ impl World {
 
     /// Writes records to the source topic and waits until they are acknowledged.
     pub fn produce(&self, records: &[Source]) {
+        self.produce_to(&self.topics.packets, records);
+    }
+
+    /// The same, to another topic.
+    pub fn produce_to(&self, topic: &str, records: &[Source]) {
         let mut config = self.client();
         config
             .set("partitioner", "murmur2_random")
@@ -119,7 +124,7 @@ impl World {
             .set("compression.type", "zstd");
         let producer: BaseProducer<Delivered> = config.create_with_context(Delivered).unwrap();
         for source in records {
-            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topics.packets);
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
             record.key = source.key.as_deref();
             record.payload = source.value.as_deref();
             record.timestamp = source.timestamp;
@@ -211,14 +216,27 @@ impl World {
 
     /// Records of the source topic that the group has not accounted for.
     pub async fn lag(&self) -> i64 {
+        self.lag_of(&self.topics.packets).await
+    }
+
+    /// The same, of another topic.
+    pub async fn lag_of(&self, topic: &str) -> i64 {
         let group: BaseConsumer = self.client().set("group.id", &self.group).create().unwrap();
-        let topic = self.topics.packets.clone();
+        let topic = topic.to_owned();
         tokio::task::spawn_blocking(move || lag(&group, &topic)).await.unwrap()
     }
 
     /// Waits until the group has accounted for everything in the source topic.
     pub async fn settled(&self) {
         eventually("every record is accounted for", async || self.lag().await == 0).await;
+    }
+
+    /// The topic in which what the region `from` has taken arrives in this deployment, with that many partitions.
+    pub async fn mirror_of(&self, from: &str, partitions: i32) -> String {
+        let packets = format!("{from}.{}", self.topics.packets);
+        let names = TopicNames { packets: packets.clone(), ..self.topics.clone() };
+        self.stack.create_topics(&names, partitions).await.unwrap();
+        packets
     }
 
     /// Asserts that exactly the packets `expected` were stored, published and entered in the ledger, each once.

@@ -1,6 +1,7 @@
 //! Runs one schedule: processes, producers and everything that may happen to them, all from one string of choices.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
@@ -34,6 +35,7 @@ pub enum Flaw {
     ReplayWithoutWaiting,
     UnstableOffsets,
     NoFencing,
+    IgnoredWriteTimes,
 }
 
 type SimCycle = Cycle<SimSource, SimLedger, SimStore, SimTransaction, SimClock>;
@@ -79,6 +81,16 @@ impl Shared {
 
     fn is_over(&self) -> bool {
         self.at.get() >= self.choices.len()
+    }
+
+    /// A row as CQL writes it.
+    pub fn store(&self, row: &Row) {
+        let mut rows = self.rows.borrow_mut();
+        let stored = match rows.get(&key(row)) {
+            Some(stored) if self.flaw != Flaw::IgnoredWriteTimes => merge(stored, row),
+            _ => row.clone(),
+        };
+        rows.insert(key(row), stored);
     }
 
     /// What may happen at any moment: to the broker, to the group, to the other process, to this one.
@@ -210,6 +222,25 @@ impl Shared {
     }
 }
 
+fn key(row: &Row) -> (String, u128) {
+    (row.repo_id.clone(), u128::from_be_bytes(*row.packet_id.as_bytes()))
+}
+
+/// What CQL makes of two writes of one row: the higher write timestamp wins, and in each column the larger value where they are equal.
+fn merge(one: &Row, other: &Row) -> Row {
+    match one.ingested_at_ms.cmp(&other.ingested_at_ms) {
+        Ordering::Greater => one.clone(),
+        Ordering::Less => other.clone(),
+        Ordering::Equal => Row {
+            content: one.content.clone().max(other.content.clone()),
+            metadata: one.metadata.clone().max(other.metadata.clone()),
+            created_at_ms: one.created_at_ms.max(other.created_at_ms),
+            region: one.region.clone().max(other.region.clone()),
+            ..one.clone()
+        },
+    }
+}
+
 fn revive(shared: &Rc<Shared>, number: usize) {
     let memory = match &shared.processes.borrow()[number] {
         Some(Process { memory, cycle: None }) => Arc::clone(memory),
@@ -241,7 +272,8 @@ fn revive(shared: &Rc<Shared>, number: usize) {
 fn produce(shared: &Shared) {
     let number = shared.choose(12) as u8;
     let content = if shared.reuses_ids && shared.chance(6) { b"other".as_slice() } else { b"content".as_slice() };
-    let topic = TOPICS[shared.choose(2)];
+    let region = shared.choose(2);
+    let topic = TOPICS[region];
     let partition = i32::from(number) % PARTITIONS;
     let packet = pb::CodePacket {
         repo_id: format!("repo-{partition}"),
@@ -254,10 +286,12 @@ fn produce(shared: &Shared) {
     let log = broker.sources.entry(source.clone()).or_default();
     let mut checked = Headers::default();
     checked.push(headers::CHECKED, Some(headers::CHECKED_GZIP.as_bytes()));
+    checked.push(headers::REGION, Some(["us-east", "eu-west"][region].as_bytes()));
     log.push(Record {
         source,
         offset: log.len() as i64,
-        timestamp_ms: Some(1_700_000_000_000),
+        // The clocks of ingests differ, and two copies may have the same time.
+        timestamp_ms: Some(1_700_000_000_000 + shared.choose(4) as i64),
         key: Some(packet.repo_id.clone().into_bytes().into()),
         value: Some(packet.encode_to_vec().into()),
         headers: checked,
@@ -343,6 +377,7 @@ fn check(shared: &Shared) -> Result<(), String> {
     for letter in visible().flat_map(|txn| txn.dead.iter()) {
         *dead.entry(letter.clone()).or_default() += 1;
     }
+    let mut merged: BTreeMap<(String, u128), Row> = BTreeMap::new();
     for record in broker.sources.values().flatten() {
         let packet = decode(record, &PacketLimits::default()).map_err(|error| error.detail)?;
         let times = published.get(&packet.entry.key).map_or(0, Vec::len);
@@ -354,10 +389,11 @@ fn check(shared: &Shared) -> Result<(), String> {
         if letters != usize::from(conflicts) {
             return Err(format!("{}@{} was dead-lettered {letters} times", record.source, record.offset));
         }
-        let id = u128::from_be_bytes(*packet.row.packet_id.as_bytes());
-        if !shared.rows.borrow().contains_key(&(packet.row.repo_id.clone(), id)) {
-            return Err(format!("{:?} is not in the store", packet.row.packet_id));
-        }
+        merged.entry(key(&packet.row)).and_modify(|row| *row = merge(row, &packet.row)).or_insert(packet.row);
+    }
+    // Depends on which copies there are, not on the order in which they were read: it is the same in the other region.
+    if *shared.rows.borrow() != merged {
+        return Err(format!("the store has {:?} in place of {merged:?}", shared.rows.borrow()));
     }
     let entries: usize = (0..PARTITIONS)
         .map(|partition| {

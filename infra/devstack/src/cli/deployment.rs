@@ -106,6 +106,28 @@ impl Deployment {
         &self.services[0].endpoints
     }
 
+    /// Where each region is reached.
+    pub(crate) fn regions(&self) -> Vec<Endpoints> {
+        self.services.iter().map(|services| services.endpoints.clone()).collect()
+    }
+
+    /// Kills everything of a region at once, as when its power fails.
+    pub(crate) async fn kill(&self, region: usize) -> anyhow::Result<()> {
+        let (Services { ingest, processor, .. }, stack) = (&self.services[region], &self.backend.stacks()[region]);
+        tokio::try_join!(ingest.kill(), processor.kill(), stack.kill())?;
+        Ok(())
+    }
+
+    /// Starts a region that was killed, with its disks, and waits until it is ready.
+    pub(crate) async fn restart(&self, region: usize) -> anyhow::Result<()> {
+        let (Services { ingest, processor, .. }, stack) = (&self.services[region], &self.backend.stacks()[region]);
+        stack.restart().await?;
+        ingest.start()?;
+        processor.start()?;
+        tokio::try_join!(ingest.ready(), processor.ready())?;
+        Ok(())
+    }
+
     /// Reports each process that ends, and has the mirror started again when it needs it. Never ends; drop it before
     /// [`stop`](Self::stop).
     pub(crate) async fn watch(&self) {
@@ -126,7 +148,8 @@ impl Deployment {
         std::future::pending::<()>().await;
     }
 
-    async fn supervise(&self) {
+    /// Has the mirror started again when it needs it, where there is one. Ends when there is none any more.
+    pub(crate) async fn supervise(&self) {
         let Some(mirror) = self.backend.mirror() else { return };
         let Err(error) = mirror.supervise(Patience::default(), &self.reporter.observer()).await;
         self.reporter.change(|state| state.notes.push(format!("{} is left alone: {error}", mirror.process().name())));

@@ -16,7 +16,7 @@ use super::up::report_dead;
 use super::view::View;
 
 /// Exit code of a program that was interrupted.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn run(home: &Home, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (home, _claim) = own_home(home)?;
@@ -51,7 +51,7 @@ pub(crate) async fn run(home: &Home, args: &RunArgs) -> anyhow::Result<ExitCode>
 }
 
 /// A folder per concurrent run: `run`, `run-2`, …
-fn own_home(home: &Home) -> anyhow::Result<(Home, Flock<std::fs::File>)> {
+pub(super) fn own_home(home: &Home) -> anyhow::Result<(Home, Flock<std::fs::File>)> {
     for number in 1..100 {
         let name = if number == 1 { "run".to_owned() } else { format!("run-{number}") };
         let candidate = home.below(home.dir().join(name));
@@ -107,7 +107,7 @@ Data and logs: {logs}",
 }
 
 /// Until the user leaves; says so when a process dies meanwhile.
-async fn stay(deployment: &Deployment, reporter: &Reporter, interruption: &mut Interruption) {
+pub(super) async fn stay(deployment: &Deployment, reporter: &Reporter, interruption: &mut Interruption) {
     let mut states = reporter.subscribe();
     let mut known = 0;
     let mourn = async {
@@ -127,17 +127,17 @@ async fn stay(deployment: &Deployment, reporter: &Reporter, interruption: &mut I
 }
 
 /// Ctrl-C or SIGTERM.
-struct Interruption {
+pub(super) struct Interruption {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Interruption {
-    fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

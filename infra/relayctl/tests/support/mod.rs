@@ -73,6 +73,12 @@ impl Deployment {
         relayctl(&[arguments, &connection].concat()).await
     }
 
+    /// The deployment as a region of that name.
+    pub(crate) fn as_region(&self, name: &str) -> String {
+        let Self { kafka, cql, keyspace, suffix, .. } = self;
+        format!("{name},kafka={kafka},cql={cql},keyspace={keyspace},topic-suffix={suffix}")
+    }
+
     /// Until every topic is known to the brokers.
     pub(crate) async fn settled(&self) {
         for _ in 0..100 {

@@ -1,0 +1,235 @@
+//! `relayctl mirror`: whether two regions hold the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::pb::CodePacket;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use prost::Message as _;
+use rdkafka::Message as _;
+use serde::Serialize;
+
+use crate::comparison::{Comparison, Difference, Published, Window};
+use crate::connect::Connection;
+use crate::exit::{Exit, Refusal};
+use crate::output::{Output, Row, count};
+use crate::position::{Moment, Position, rfc3339};
+use crate::progress::Progress;
+use crate::reader::Reader;
+use crate::store::{Day, Store};
+
+/// Copies of one packet, sent to both regions, may lie as far apart as duplicates are recognised: the default `dedup.window`.
+const APART: Duration = Duration::from_secs(3600);
+
+/// Repositories' days that are read from the stores at once.
+const DAYS_AT_ONCE: usize = 8;
+
+/// Two regions: compare them
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// Compare what two regions have published and stored; exit code 1 where it differs
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// A region (twice): NAME, with its addresses in KAFKA_BOOTSTRAP_<NAME> and CQL_CONTACT_<NAME> as `infra/dev up --regions 2`
+    /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ
+    #[arg(long = "region", value_name = "REGION", default_values = ["us-east", "eu-west"])]
+    regions: Vec<Region>,
+    /// Packets that were ingested at or after this time, or as long ago
+    #[arg(long, default_value = "1h", value_name = "TIME")]
+    since: Moment,
+    /// Packets that were ingested before this time, or as long ago: younger ones may not have been mirrored yet
+    #[arg(long, default_value = "1m", value_name = "TIME")]
+    until: Moment,
+    /// Differences to show; all are counted
+    #[arg(long, short = 'n', default_value_t = 20, value_name = "COUNT")]
+    limit: usize,
+}
+
+/// A region and what of its addresses is not the connection's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Region {
+    name: String,
+    own: BTreeMap<String, String>,
+}
+
+impl FromStr for Region {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split(',').peekable();
+        let name =
+            parts.next().filter(|name| !name.is_empty() && !name.contains('=')).ok_or("expected a name first")?;
+        let mut own = BTreeMap::new();
+        while let Some(part) = parts.next() {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not key=value"))?;
+            if !["kafka", "cql", "keyspace", "topic-suffix"].contains(&key) {
+                return Err(format!("{key:?} is none of kafka, cql, keyspace, topic-suffix"));
+            }
+            let mut value = value.to_owned();
+            // Addresses are lists themselves.
+            while let Some(more) = parts.next_if(|next| !next.contains('=')) {
+                value.extend([",", more]);
+            }
+            own.insert(key.to_owned(), value);
+        }
+        Ok(Self { name: name.to_owned(), own })
+    }
+}
+
+impl Region {
+    /// How the region is reached: by its own addresses, or those in the environment under its name.
+    fn connection(&self, base: &Connection) -> anyhow::Result<Connection> {
+        let suffix = self.name.to_uppercase().replace(['-', '.'], "_");
+        let address = |key: &str, variable: &str| {
+            let variable = format!("{variable}_{suffix}");
+            self.own.get(key).cloned().or_else(|| std::env::var(&variable).ok()).ok_or_else(|| {
+                Refusal::Usage(format!(
+                    "where is {}? Set {variable}, or --region {},{key}=HOST:PORT",
+                    self.name, self.name
+                ))
+            })
+        };
+        let mut connection = base.clone();
+        connection.kafka = address("kafka", "KAFKA_BOOTSTRAP")?;
+        connection.cql = address("cql", "CQL_CONTACT")?;
+        if let Some(keyspace) = self.own.get("keyspace") {
+            connection.keyspace.clone_from(keyspace);
+        }
+        if let Some(topic_suffix) = self.own.get("topic-suffix") {
+            connection.topic_suffix.clone_from(topic_suffix);
+        }
+        Ok(connection)
+    }
+}
+
+/// What was compared and found.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    regions: [&'a str; 2],
+    since: String,
+    until: String,
+    #[serde(flatten)]
+    found: &'a Comparison,
+    shown: &'a [Difference],
+}
+
+impl Row for Difference {
+    const HEADER: &'static [&'static str] = &["ingested", "region", "place", "what", "repository", "packet id"];
+
+    fn cells(&self) -> Vec<String> {
+        let Self { ingested_at, region, place, what, repo_id, packet_id } = self;
+        let place = place.to_string();
+        vec![ingested_at.clone(), region.clone(), place, what.clone(), repo_id.clone(), packet_id.clone()]
+    }
+}
+
+/// Runs the verb.
+pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+    let MirrorCommand::Verify(VerifyArgs { regions, since, until, limit }) = command;
+    let window = Window { since: since.millis(), until: until.millis() };
+    let [one, other] = regions.as_slice() else {
+        return Err(Refusal::Usage(format!("two regions can be compared, not {}", regions.len())).into());
+    };
+    if one.name == other.name || window.since >= window.until {
+        let what = "two different regions and --since before --until are needed";
+        return Err(Refusal::Usage(what.into()).into());
+    }
+    let connections = [one.connection(connection)?, other.connection(connection)?];
+
+    let mut comparison = Comparison::of([&one.name, &other.name], window);
+    let earliest = since.0.checked_sub(APART).unwrap_or(SystemTime::UNIX_EPOCH);
+    let published = tokio::task::block_in_place(|| {
+        anyhow::Ok([published(&connections[0], earliest)?, published(&connections[1], earliest)?])
+    })?;
+    comparison.topics(&published);
+
+    let days: BTreeSet<(String, Day)> = published.iter().flat_map(|published| published.days(window)).collect();
+    let stores = [Store::connect(&connections[0]).await?, Store::connect(&connections[1]).await?];
+    let mut progress = Progress::new("comparing", days.len() as u64);
+    let mut rows = stream::iter(days)
+        .map(|(repo, day)| {
+            let stores = &stores;
+            async move {
+                let read = async |store: &Store| store.day(&repo, day).await?.try_collect::<Vec<_>>().await;
+                anyhow::Ok([read(&stores[0]).await?, read(&stores[1]).await?])
+            }
+        })
+        .buffer_unordered(DAYS_AT_ONCE);
+    while let Some(days) = rows.try_next().await? {
+        comparison.stores(&days);
+        progress.advance(1);
+    }
+    drop(progress);
+
+    report(&comparison, [&one.name, &other.name], window, limit, output)?;
+    Ok(if comparison.differences.is_empty() { Exit::Success } else { Exit::Failure })
+}
+
+fn report(
+    found: &Comparison,
+    regions: [&str; 2],
+    window: Window,
+    limit: usize,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let shown = &found.differences[..limit.min(found.differences.len())];
+    if output.is_json() {
+        let (since, until) = (rfc3339(Some(window.since)), rfc3339(Some(window.until)));
+        output.document(&Report { regions, since, until, found, shown })?;
+        return Ok(());
+    }
+    output.list(shown)?;
+    for (region, (published, stored)) in regions.iter().zip(found.published.iter().zip(&found.stored)) {
+        output.say(&format!("{region}: {published} published, {stored} stored"))?;
+    }
+    if found.conflicts > 0 {
+        let ids = count(found.conflicts, "id");
+        output
+            .say(&format!("{ids} used for different content: each region published one and dead-lettered the other"))?;
+    }
+    output.say(&count(found.differences.len() as u64, "difference"))?;
+    Ok(())
+}
+
+/// What a region has published since `from`; blocks.
+fn published(connection: &Connection, from: SystemTime) -> anyhow::Result<Published> {
+    let reader = Reader::open(connection, &connection.topics().deduped)?;
+    let (from, ends) = (reader.resolve(Position::Time(from))?, reader.ends()?);
+    let length = ends.iter().map(|(partition, end)| end - from.get(partition).copied().unwrap_or(*end)).sum::<i64>();
+    let mut progress = Progress::new("reading", length.max(0) as u64);
+    let mut published = Published::default();
+    reader.read(&from, Some(&ends), |message| {
+        let timestamp = message.timestamp().to_millis().unwrap_or_default();
+        let packet = CodePacket::decode(message.payload().unwrap_or_default());
+        // The processor publishes nothing that it cannot decode; a packet without an id has the one it derived.
+        if let Ok(packet) = packet {
+            let id = PacketId::from_slice(&packet.packet_id)
+                .unwrap_or_else(|_| PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata));
+            published.add(packet, id, timestamp);
+        }
+        progress.advance(1);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(published)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_a_name_with_addresses_that_may_be_lists() {
+        let region: Region = "us-east,kafka=a:1,b:2,cql=c:3".parse().unwrap();
+        let own = [("cql", "c:3"), ("kafka", "a:1,b:2")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(region, Region { name: "us-east".into(), own: own.into() });
+        assert_eq!("eu-west".parse::<Region>().unwrap().own.len(), 0);
+        assert!("kafka=a:1".parse::<Region>().is_err());
+        assert!("us-east,broker=a:1".parse::<Region>().unwrap_err().contains("none of kafka"));
+    }
+}
