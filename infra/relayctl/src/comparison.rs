@@ -125,8 +125,9 @@ impl Comparison {
     /// Compares what both have published. A packet that is in the window in one region may lie outside of it in the other, which took
     /// another copy.
     pub(crate) fn topics(&mut self, published: &[Published; 2]) {
+        let window = self.window;
         for (index, own) in published.iter().enumerate() {
-            for (packet, seen) in own.0.iter().filter(|(_, seen)| self.window.contains(seen.ingested_at)) {
+            for (packet, seen) in own.0.iter().filter(|(_, seen)| window.contains(seen.ingested_at)) {
                 self.published[index] += 1;
                 if seen.times > 1 {
                     self.differ(
@@ -141,7 +142,7 @@ impl Comparison {
                     None => self.differ(1 - index, Place::Topic, "missing".into(), packet, seen.ingested_at),
                     // Counted where the first region's copy is within the window, or only the second's.
                     Some(other) if other.fingerprint != seen.fingerprint => {
-                        let counted = index == 1 && self.window.contains(other.ingested_at);
+                        let counted = index == 1 && window.contains(other.ingested_at);
                         self.conflicts += u64::from(!counted);
                     }
                     Some(_) => {}

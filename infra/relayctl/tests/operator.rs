@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use coderelay_schemas::{cql, headers, ledger, packet_id::PacketId, pb::CodePacket};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
@@ -10,6 +10,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use relayctl::Exit;
 use serde_json::Value;
 use support::{Deployment, gzip, packet};
+
+const DAY_MS: i64 = 86_400_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_are_planned_created_and_never_repartitioned() {
@@ -214,4 +216,77 @@ async fn get_reads_what_is_stored() {
 
     assert_eq!(deployment.run(&["get", "team/relay", "--day", "2026-02-01"]).await.0, Exit::NotFound);
     assert_eq!(deployment.run(&["get", "team/relay", "--packet-id", &"00".repeat(16)]).await.0, Exit::NotFound);
+}
+
+/// Milliseconds since the epoch.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// Publishes a packet and stores it as the processor would, ingested at `ingested_at`.
+async fn relay(deployment: &Deployment, packet: &CodePacket, ingested_at: i64) {
+    deployment.produce(&deployment.topics.deduped, 1, packet).await;
+    let session = deployment.session().await;
+    let insert = session.prepare(cql::insert(&deployment.keyspace)).await.unwrap();
+    let created_at = scylla::value::CqlTimestamp(ingested_at);
+    let day = scylla::value::CqlDate((ingested_at.div_euclid(DAY_MS) + (1 << 31)) as u32);
+    let CodePacket { repo_id, content, metadata, packet_id, .. } = packet.clone();
+    let row = (repo_id, day, packet_id.to_vec(), content.to_vec(), metadata, created_at, created_at, "us-east", 1_i64);
+    session.execute_unpaged(&insert, row).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_finds_what_is_not_the_same_in_both_regions() {
+    let (east, west) = (Deployment::new("east").await, Deployment::new("west").await);
+    let (both, other, lost) = (packet("repo", "both"), packet("repo", "other"), packet("another", "lost"));
+    let at = now();
+    for region in [&east, &west] {
+        relay(region, &both, at).await;
+    }
+    let regions = [("us-east", &east), ("eu-west", &west)].map(|(name, at)| at.as_region(name));
+    let window = ["--since", "1h", "--until", "2126-01-01T00:00:00Z"];
+    let verify = ["mirror", "verify", "--region", &regions[0], "--region", &regions[1]];
+    let verify = [&verify[..], &window[..]].concat();
+    let (exit, text) = east.run(&verify).await;
+    assert_eq!(exit, Exit::Success, "{text}");
+    assert!(text.contains("us-east: 1 published, 1 stored") && text.contains("0 differences"), "{text}");
+
+    relay(&east, &other, at).await;
+    relay(&west, &other, at + 1).await;
+    relay(&east, &lost, at).await;
+    let (exit, report) = east.json(&verify).await;
+    assert_eq!(exit, Exit::Failure, "{report:?}");
+    let said = |shown: &serde_json::Value| {
+        let say = |found: &serde_json::Value| {
+            let field = |name: &str| found[name].as_str().unwrap().to_owned();
+            [field("region"), field("place"), field("what"), field("repo_id")].join(" ")
+        };
+        let mut said: Vec<_> = shown.as_array().unwrap().iter().map(say).collect();
+        said.sort();
+        said
+    };
+    assert_eq!(report[0]["differences"], 3);
+    assert_eq!(
+        said(&report[0]["shown"]),
+        [
+            "eu-west store missing another",
+            "eu-west topic missing another",
+            "us-east store created_at, ingested_at repo"
+        ]
+    );
+    let (_, text) = east.run(&[&verify[..], &["-n", "1"]].concat()).await;
+    assert!(text.contains("3 differences"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_says_what_it_needs() {
+    let deployment = Deployment::new("needs").await;
+    let one = deployment.as_region("us-east");
+    for line in [
+        &["mirror", "verify", "--region", "nowhere", "--region", &one][..],
+        &["mirror", "verify", "--region", &one],
+        &["mirror", "verify", "--region", &one, "--region", &one],
+    ] {
+        assert_eq!(deployment.run(line).await.0, Exit::Usage, "{line:?}");
+    }
 }

@@ -29,7 +29,7 @@ fn copy(n: u32, region: &str, timestamp: i64, content: Option<&str>) -> Source {
 /// Everything but the key of a row, and when its content was written.
 type Row = (Vec<u8>, BTreeMap<String, String>, CqlTimestamp, CqlTimestamp, Option<String>, i64);
 
-async fn rows(world: &World) -> BTreeMap<(String, CqlDate, Vec<u8>), Row> {
+async fn rows(world: &World) -> BTreeMap<(String, u32, Vec<u8>), Row> {
     let keyspace = &world.keyspace;
     let key = format!("SELECT repo_id, day, packet_id FROM {keyspace}.packets");
     let row = format!(
@@ -39,9 +39,9 @@ async fn rows(world: &World) -> BTreeMap<(String, CqlDate, Vec<u8>), Row> {
     let keys = world.session().query_unpaged(key, ()).await.unwrap().into_rows_result().unwrap();
     let mut rows = BTreeMap::new();
     for key in keys.rows::<(String, CqlDate, Vec<u8>)>().unwrap() {
-        let key = key.unwrap();
-        let result = world.session().query_unpaged(row.as_str(), key.clone()).await.unwrap();
-        rows.insert(key, result.into_rows_result().unwrap().single_row::<Row>().unwrap());
+        let (repo, day, id) = key.unwrap();
+        let result = world.session().query_unpaged(row.as_str(), (&repo, day, &id)).await.unwrap();
+        rows.insert((repo, day.0, id), result.into_rows_result().unwrap().single_row::<Row>().unwrap());
     }
     rows
 }

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::deployment::Deployment;
 use super::home::Home;
+use super::state::Endpoints;
 
 /// Which region dies; producers turn to the other.
 const LOST: usize = 0;
@@ -81,7 +82,8 @@ impl RegionLoss<'_> {
             }
             Ok(died.elapsed())
         };
-        let (pushed, gap) = tokio::try_join!(self.push(&rest, &[&lost.ingest, &other.ingest]), death)?;
+        let endpoints: [&str; 2] = [&lost.ingest, &other.ingest];
+        let (pushed, gap) = tokio::try_join!(self.push(&rest, &endpoints), death)?;
         let acknowledged = |index: usize| pushed["endpoints"][index]["committed"].as_u64().unwrap_or_default();
 
         say(&format!("{} comes back, with its disks", name(lost)));
@@ -129,9 +131,8 @@ impl RegionLoss<'_> {
 
     /// Waits until both regions hold the same `packets` packets, and returns what was compared; also where they do not in time.
     async fn equal(&self, packets: usize) -> anyhow::Result<Value> {
-        let regions = self.deployment.regions().iter();
-        let regions: Vec<_> =
-            regions.map(|region| format!("{},kafka={},cql={}", name(region), region.kafka, region.cql)).collect();
+        let address = |region: &Endpoints| format!("{},kafka={},cql={}", name(region), region.kafka, region.cql);
+        let regions: Vec<_> = self.deployment.regions().iter().map(address).collect();
         let line = ["mirror", "verify", "--region", &regions[0], "--region", &regions[1], "--until", "2126-01-01"];
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -172,7 +173,7 @@ impl Taken {
     }
 }
 
-fn name(region: &super::state::Endpoints) -> &str {
+fn name(region: &Endpoints) -> &str {
     region.region.as_deref().unwrap_or("local")
 }
 
