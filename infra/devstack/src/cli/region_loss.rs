@@ -1,7 +1,6 @@
 //! The loss of a region under load: what is sent, what is killed, and what is asked of both sides afterwards.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use coderelay_schemas::topics::{PACKETS, PARTITIONS};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
@@ -57,15 +57,16 @@ impl RegionLoss<'_> {
     pub(crate) async fn inflict(&self) -> anyhow::Result<Vec<Finding>> {
         ensure!(self.packets as i64 > 3 * BEFORE_DEATH, "at least {} packets are needed", 3 * BEFORE_DEATH + 1);
         let shared = self.packets / SHARED_ONE_IN;
-        let (both, rest) = (self.files("shared", shared)?, self.files("load", self.packets - shared)?);
+        let (both, rest) = (files("shared", shared)?, files("load", self.packets - shared)?);
         let regions = self.deployment.regions();
         let (lost, other) = (&regions[LOST], &regions[1 - LOST]);
 
         say(&format!("sending {shared} packets to either region, the same to both"));
         for region in [lost, other] {
-            self.push(&both, &[&region.ingest]).await?;
+            self.push(&both, shared, &[&region.ingest]).await?;
         }
-        self.equal(shared).await?;
+        let report = self.equal(shared).await?;
+        ensure!(report["differences"] == 0, "the regions differ before anything was done to them: {report:#}");
 
         say(&format!("sending {} packets, and killing {} meanwhile", self.packets - shared, name(lost)));
         let taken = (Taken::of(&lost.kafka)?, Taken::of(&other.kafka)?);
@@ -74,8 +75,8 @@ impl RegionLoss<'_> {
             while taken.0.count()? < before + BEFORE_DEATH {
                 sleep(LOOK).await;
             }
-            self.deployment.kill(LOST).await?;
             let died = Instant::now();
+            self.deployment.kill(LOST).await?;
             while taken.1.count()? == elsewhere {
                 ensure!(died.elapsed() < PATIENCE, "nothing was sent to {}", name(other));
                 sleep(LOOK).await;
@@ -83,7 +84,7 @@ impl RegionLoss<'_> {
             Ok(died.elapsed())
         };
         let endpoints: [&str; 2] = [&lost.ingest, &other.ingest];
-        let (pushed, gap) = tokio::try_join!(self.push(&rest, &endpoints), death)?;
+        let (pushed, gap) = tokio::try_join!(self.push(&rest, self.packets - shared, &endpoints), death)?;
         let acknowledged = |index: usize| pushed["endpoints"][index]["committed"].as_u64().unwrap_or_default();
 
         say(&format!("{} comes back, with its disks", name(lost)));
@@ -107,25 +108,14 @@ impl RegionLoss<'_> {
         ])
     }
 
-    /// Files of about 1 KB.
-    fn files(&self, prefix: &str, count: usize) -> anyhow::Result<PathBuf> {
-        let folder = self.home.nodes().join(prefix);
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        for n in 0..count {
-            let text = format!("fn {prefix}_{n}() -> u64 {{ {n} }}\n").repeat(32);
-            fs::write(folder.join(format!("{n}.rs")), text).with_context(|| folder.display().to_string())?;
-        }
-        Ok(folder)
-    }
-
-    /// Pushes a folder and returns the summary.
-    async fn push(&self, folder: &Path, endpoints: &[&str]) -> anyhow::Result<Value> {
+    /// Pushes a folder of `packets` files and returns the summary.
+    async fn push(&self, folder: &TempDir, packets: usize, endpoints: &[&str]) -> anyhow::Result<Value> {
         let endpoints = endpoints.join(",");
-        let folder = folder.display().to_string();
+        let folder = folder.path().display().to_string();
         let line = ["push", &folder, "--repo", "coderelay/regions", "--endpoint", &endpoints, "--patience", "60s"];
         let (success, summary) = self.relayctl(&line).await?;
         let summary = summary["summary"].clone();
-        ensure!(success, "not everything was acknowledged: {summary}");
+        ensure!(success && summary["committed"] == packets, "not everything was acknowledged: {summary}");
         Ok(summary)
     }
 
@@ -173,6 +163,16 @@ impl Taken {
     }
 }
 
+/// A folder of files of about 1 KB.
+fn files(prefix: &str, count: usize) -> anyhow::Result<TempDir> {
+    let folder = TempDir::with_prefix("coderelay-")?;
+    for n in 0..count {
+        let text = format!("fn {prefix}_{n}() -> u64 {{ {n} }}\n").repeat(32);
+        fs::write(folder.path().join(format!("{n}.rs")), text).with_context(|| folder.path().display().to_string())?;
+    }
+    Ok(folder)
+}
+
 fn name(region: &Endpoints) -> &str {
     region.region.as_deref().unwrap_or("local")
 }
@@ -186,7 +186,7 @@ fn figure(what: &str, measured: &str, target: &str, met: bool) -> Finding {
 }
 
 fn seconds(what: &str, took: Duration, most: u64) -> Finding {
-    figure(what, &format!("{:.1} s", took.as_secs_f64()), &format!("< {most} s"), took < Duration::from_secs(most))
+    figure(what, &format!("{:.2} s", took.as_secs_f64()), &format!("< {most} s"), took < Duration::from_secs(most))
 }
 
 fn promise(what: &str, measured: &Value, packets: usize) -> Finding {
