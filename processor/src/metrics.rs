@@ -154,7 +154,7 @@ impl Metrics {
                 Fate::Accepted(_) => accepted += 1,
                 Fate::Duplicate(_) => duplicates += 1,
                 Fate::Conflict(_, rejection) | Fate::Rejected(rejection) => {
-                    *rejected.entry(rejection.reason).or_default() += 1
+                    *rejected.entry(rejection.reason).or_default() += 1;
                 }
             }
         }

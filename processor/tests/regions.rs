@@ -141,6 +141,19 @@ async fn equal(regions: [&Region<'_>; 2], packets: usize) {
     }
 }
 
+/// Waits until both directions are well and nothing waits to be mirrored.
+async fn caught_up(status: &[&str]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (exit, directions) = relayctl(status).await;
+        if exit == Exit::Success && directions[0]["behind"] == 0 && directions[1]["behind"] == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{directions:#}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_dies_under_load_and_both_end_with_every_packet_once() {
     let regions = Regions::start(Stack::builder().cql(true)).await.unwrap();
@@ -164,6 +177,9 @@ async fn scenario(regions: &Regions) {
         assert_eq!(relayctl(&line).await.0, Exit::Success);
     }
     equal([&east, &west], SHARED).await;
+    let addresses = [&east, &west].map(Region::address);
+    let status = ["mirror", "status", "--region", &addresses[0], "--region", &addresses[1]];
+    caught_up(&status).await;
 
     let before = east.taken();
     let endpoints = format!("{},{}", east.endpoint, west.endpoint);
@@ -181,6 +197,9 @@ async fn scenario(regions: &Regions) {
     let acknowledged = |endpoint: usize| summary["summary"]["endpoints"][endpoint]["committed"].as_u64().unwrap();
     assert!(acknowledged(0) > 0 && acknowledged(1) > 0, "both have taken some: {summary:#}");
 
+    assert_eq!(relayctl(&status).await.0, Exit::Failure, "a region is away");
+
     east.restart().await;
     equal([&east, &west], SHARED + UNDER_FIRE).await;
+    caught_up(&status).await;
 }

@@ -35,6 +35,7 @@ mod replay;
 mod cluster;
 mod store;
 
+mod mirror_status;
 mod comparison;
 mod findings;
 mod evidence;

@@ -1,4 +1,4 @@
-//! `relayctl mirror`: whether two regions hold the same.
+//! `relayctl mirror`: how far the mirror between two regions is, and whether they hold the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -15,8 +15,9 @@ use serde::Serialize;
 use crate::comparison::{Comparison, Difference, Published, Window};
 use crate::connect::Connection;
 use crate::exit::{Exit, Refusal};
+use crate::mirror_status::MirrorStatus;
 use crate::output::{Output, Row, count};
-use crate::position::{Moment, Position, rfc3339};
+use crate::position::{Moment, Position, millis, rfc3339};
 use crate::progress::Progress;
 use crate::reader::Reader;
 use crate::store::{Day, Store};
@@ -27,19 +28,27 @@ const APART: Duration = Duration::from_secs(3600);
 /// Repositories' days that are read from the stores at once.
 const DAYS_AT_ONCE: usize = 8;
 
-/// Two regions: compare them
+/// Two regions: how far their mirror is, and whether they hold the same
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum MirrorCommand {
+    /// Show tasks, last heartbeat and lag of each direction; exit code 1 where a task does not run or no heartbeat arrives
+    Status(RegionArgs),
     /// Compare what two regions have published and stored; exit code 1 where it differs
     Verify(VerifyArgs),
 }
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct VerifyArgs {
-    /// A region (twice): NAME, with its addresses in KAFKA_BOOTSTRAP_<NAME> and CQL_CONTACT_<NAME> as `infra/dev up --regions 2`
+pub(crate) struct RegionArgs {
+    /// A region (twice): NAME, with its addresses in `KAFKA_BOOTSTRAP_<NAME>` and `CQL_CONTACT_<NAME>` as `infra/dev up --regions 2`
     /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ
     #[arg(long = "region", value_name = "REGION", default_values = ["us-east", "eu-west"])]
     regions: Vec<Region>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    regions: RegionArgs,
     /// Packets that were ingested at or after this time, or as long ago
     #[arg(long, default_value = "1h", value_name = "TIME")]
     since: Moment,
@@ -131,18 +140,45 @@ impl Row for Difference {
 
 /// Runs the verb.
 pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let MirrorCommand::Verify(VerifyArgs { regions, since, until, limit }) = command;
-    let window = Window { since: since.millis(), until: until.millis() };
-    let [one, other] = regions.as_slice() else {
-        return Err(Refusal::Usage(format!("two regions can be compared, not {}", regions.len())).into());
-    };
-    if one.name == other.name || window.since >= window.until {
-        let what = "two different regions and --since before --until are needed";
-        return Err(Refusal::Usage(what.into()).into());
+    match command {
+        MirrorCommand::Status(args) => status(&args, connection, output),
+        MirrorCommand::Verify(args) => verify(args, connection, output).await,
     }
-    let connections = [one.connection(connection)?, other.connection(connection)?];
+}
 
-    let mut comparison = Comparison::of([&one.name, &other.name], window);
+impl RegionArgs {
+    /// The two regions and how each is reached.
+    fn pair(&self, base: &Connection) -> anyhow::Result<[(&str, Connection); 2]> {
+        match self.regions.as_slice() {
+            [one, other] if one.name != other.name => {
+                Ok([(&one.name, one.connection(base)?), (&other.name, other.connection(base)?)])
+            }
+            _ => Err(Refusal::Usage("two regions of different names are needed".into()).into()),
+        }
+    }
+}
+
+fn status(args: &RegionArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+    let [one, other] = args.pair(connection)?;
+    let (one, other) = ((one.0, &one.1), (other.0, &other.1));
+    let now = || millis(SystemTime::now());
+    let directions = tokio::task::block_in_place(|| {
+        anyhow::Ok([MirrorStatus::read([one, other], now)?, MirrorStatus::read([other, one], now)?])
+    })?;
+    output.list(&directions)?;
+    Ok(if directions.iter().all(MirrorStatus::is_well) { Exit::Success } else { Exit::Failure })
+}
+
+async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+    let VerifyArgs { regions, since, until, limit } = args;
+    let window = Window { since: since.millis(), until: until.millis() };
+    if window.since >= window.until {
+        return Err(Refusal::Usage("--since has to be before --until".into()).into());
+    }
+    let [(one, at_one), (other, at_other)] = regions.pair(connection)?;
+    let connections = [at_one, at_other];
+
+    let mut comparison = Comparison::of([one, other], window);
     let earliest = since.0.checked_sub(APART).unwrap_or(SystemTime::UNIX_EPOCH);
     let published = tokio::task::block_in_place(|| {
         anyhow::Ok([published(&connections[0], earliest)?, published(&connections[1], earliest)?])
@@ -167,7 +203,7 @@ pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output:
     }
     drop(progress);
 
-    report(&comparison, [&one.name, &other.name], window, limit, output)?;
+    report(&comparison, [one, other], window, limit, output)?;
     Ok(if comparison.differences.is_empty() { Exit::Success } else { Exit::Failure })
 }
 

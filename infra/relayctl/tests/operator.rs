@@ -1,5 +1,7 @@
 //! The verbs against a real Kafka and a real CQL server.
 
+#![allow(clippy::unwrap_used)] // a test that cannot be set up fails
+
 mod support;
 
 use std::time::{Duration, SystemTime};

@@ -1,5 +1,7 @@
 //! A deployment that reads its own topic and one that is mirrored from another region.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 
 use coderelay_schemas::dlq;
