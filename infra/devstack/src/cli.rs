@@ -1,4 +1,4 @@
-//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo; or regions ─▶ deployment ─▶ region_loss
+//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo; or regions ─▶ deployment ─▶ `region_loss`
 
 mod down;
 mod fetch;
