@@ -171,6 +171,8 @@ impl Plan {
                     Some(rejection) => rejection.clone(),
                     None => continue,
                 },
+                // Its row would be one of a packet that was not accepted.
+                Fate::Conflict(packet, rejection) if refused.contains_key(&packet.entry.key) => rejection.clone(),
                 Fate::Conflict(..) | Fate::Rejected(_) => continue,
             };
             *fate = Fate::Rejected(rejection);
@@ -207,4 +209,62 @@ fn expire(record: &Record, expired_before_ms: Option<i64>) -> Option<Rejection> 
 fn conflict(packet: &Packet) -> Rejection {
     let detail = format!("packet id {} was accepted before with other content", packet.row.packet_id);
     Rejection::new(DlqReason::IdConflict, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(key: u128, content: &'static [u8]) -> Box<Packet> {
+        let row = Row {
+            repo_id: "repo".into(),
+            packet_id: coderelay_schemas::packet_id::PacketId([key as u8; 16]),
+            content: content.into(),
+            metadata: BTreeMap::new(),
+            created_at_ms: 0,
+            ingested_at_ms: 0,
+            region: None,
+        };
+        Box::new(Packet { entry: Entry { key, fingerprint: content[0].into() }, row })
+    }
+
+    /// A batch of records that only have a place, from one partition.
+    fn batch(records: usize) -> Batch {
+        let mut batch = Batch::default();
+        for offset in 0..records {
+            let source = TopicPartition::new("code.packets.v1", 3);
+            let offset = offset as i64;
+            let headers = crate::record::Headers::default();
+            batch.push(Record { source, offset, timestamp_ms: None, key: None, value: None, headers });
+        }
+        batch
+    }
+
+    #[test]
+    fn copies_are_stored_where_their_packet_was_accepted_and_several_topics_feed_the_partition() {
+        let conflicting = |key| Fate::Conflict(packet(key, b"other"), conflict(&packet(key, b"other")));
+        let fates = vec![
+            Fate::Accepted(packet(1, b"one")),
+            Fate::Duplicate(packet(1, b"one")),
+            conflicting(1),
+            Fate::Accepted(packet(2, b"two")),
+            Fate::Duplicate(packet(2, b"two")),
+            conflicting(2),
+        ];
+        let mut plan = Plan { fates };
+        let refused = RowOutcome::Refused { detail: "too large".into(), attempts: 2 };
+        plan.settle(vec![RowOutcome::Stored, refused]);
+
+        let batch = batch(6);
+        let copies: Vec<_> =
+            plan.copies(&batch, |partition| partition == 3).iter().map(|row| &row.content[..]).collect();
+        assert_eq!(copies, [b"one".as_slice(), b"other"]);
+        assert!(plan.copies(&batch, |_| false).is_empty());
+        let reason = |fate: &Fate| match fate {
+            Fate::Rejected(rejection) => rejection.reason,
+            other => panic!("{other:?}"),
+        };
+        let reasons: Vec<_> = plan.fates()[3..].iter().map(reason).collect();
+        assert_eq!(reasons, [DlqReason::StoreRejected, DlqReason::StoreRejected, DlqReason::IdConflict]);
+    }
 }
