@@ -94,11 +94,9 @@ pub(crate) struct Difference {
 }
 
 /// The comparison of two regions.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(crate) struct Comparison {
-    #[serde(skip)]
     names: [String; 2],
-    #[serde(skip)]
     window: Window,
     /// Packets of the window that each has published.
     pub(crate) published: [u64; 2],
@@ -106,13 +104,8 @@ pub(crate) struct Comparison {
     pub(crate) stored: [u64; 2],
     /// Ids that were used for different content in the two regions: by design each has published the one it saw first.
     pub(crate) conflicts: u64,
-    #[serde(rename = "differences", serialize_with = "length")]
+    /// What is not the same, or not once.
     pub(crate) differences: Vec<Difference>,
-}
-
-#[allow(clippy::ptr_arg, reason = "what serde calls")]
-fn length<S: serde::Serializer>(differences: &Vec<Difference>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(differences.len() as u64)
 }
 
 impl Comparison {
@@ -153,13 +146,13 @@ impl Comparison {
 
     /// Compares the rows of one repository and day, in the order of their ids.
     pub(crate) fn stores(&mut self, rows: &[Vec<StoredPacket>; 2]) {
-        let by_id = |rows: &'_ [StoredPacket]| -> BTreeMap<Vec<u8>, usize> {
-            rows.iter().enumerate().map(|(index, row)| (row.packet_id.clone(), index)).collect()
-        };
-        let index = [by_id(&rows[0]), by_id(&rows[1])];
-        let ids: BTreeSet<&Vec<u8>> = index[0].keys().chain(index[1].keys()).collect();
-        for id in ids {
-            let found = [0, 1].map(|region: usize| index[region].get(id).map(|row| &rows[region][*row]));
+        let mut by_id: BTreeMap<&[u8], [Option<&StoredPacket>; 2]> = BTreeMap::new();
+        for (region, rows) in rows.iter().enumerate() {
+            for row in rows {
+                by_id.entry(&row.packet_id).or_default()[region] = Some(row);
+            }
+        }
+        for (id, found) in by_id {
             let Some(any) = found.into_iter().flatten().find(|row| self.window.contains(ingested_at(row))) else {
                 continue;
             };

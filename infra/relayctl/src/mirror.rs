@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -123,8 +124,10 @@ struct Report<'a> {
     regions: [&'a str; 2],
     since: String,
     until: String,
-    #[serde(flatten)]
-    found: &'a Comparison,
+    published: [u64; 2],
+    stored: [u64; 2],
+    conflicts: u64,
+    differences: usize,
     shown: &'a [Difference],
 }
 
@@ -217,7 +220,9 @@ fn report(
     let shown = &found.differences[..limit.min(found.differences.len())];
     if output.is_json() {
         let (since, until) = (rfc3339(Some(window.since)), rfc3339(Some(window.until)));
-        output.document(&Report { regions, since, until, found, shown })?;
+        let Comparison { published, stored, conflicts, ref differences, .. } = *found;
+        let differences = differences.len();
+        output.document(&Report { regions, since, until, published, stored, conflicts, differences, shown })?;
         return Ok(());
     }
     output.list(shown)?;
@@ -243,12 +248,12 @@ fn published(connection: &Connection, from: SystemTime) -> anyhow::Result<Publis
     reader.read(&from, Some(&ends), |message| {
         let timestamp = message.timestamp().to_millis().unwrap_or_default();
         let packet = CodePacket::decode(message.payload().unwrap_or_default());
-        // The processor publishes nothing that it cannot decode; a packet without an id has the one it derived.
-        if let Ok(packet) = packet {
-            let id = PacketId::from_slice(&packet.packet_id)
-                .unwrap_or_else(|_| PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata));
-            published.add(packet, id, timestamp);
-        }
+        let packet =
+            packet.with_context(|| format!("{}-{}@{}", message.topic(), message.partition(), message.offset()))?;
+        // What others wrote without an id has the one that the processor derived.
+        let id = PacketId::from_slice(&packet.packet_id)
+            .unwrap_or_else(|_| PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata));
+        published.add(packet, id, timestamp);
         progress.advance(1);
         Ok(ControlFlow::Continue(()))
     })?;

@@ -66,7 +66,9 @@ impl RegionLoss<'_> {
             self.push(&both, shared, &[&region.ingest]).await?;
         }
         let report = self.equal(shared).await?;
-        ensure!(report["differences"] == 0, "the regions differ before anything was done to them: {report:#}");
+        let complete = Value::from(vec![shared, shared]);
+        let equal = report["differences"] == 0 && report["published"] == complete && report["stored"] == complete;
+        ensure!(equal, "the regions differ before anything was done to them: {report:#}");
 
         say(&format!("sending {} packets, and killing {} meanwhile", self.packets - shared, name(lost)));
         let taken = (Taken::of(&lost.kafka)?, Taken::of(&other.kafka)?);
