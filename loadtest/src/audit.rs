@@ -111,6 +111,20 @@ impl Audit {
         self.slots[n as usize].state().is(ACKNOWLEDGED)
     }
 
+    /// Whether a record of packet `n` was seen in the topic.
+    ///
+    /// # Panics
+    /// If the audit has no such packet.
+    pub fn is_published(&self, n: u64) -> bool {
+        self.slots[n as usize].state().counted(COPIES) > 0
+    }
+
+    /// Packets that were acknowledged and not seen in the topic so far.
+    pub fn unpublished(&self) -> u64 {
+        let states = self.slots.iter().map(Slot::state);
+        states.filter(|state| state.is(ACKNOWLEDGED) && state.counted(COPIES) == 0).count() as u64
+    }
+
     /// Enters a record of the topic. The packet's number, if it is the first record of a packet that was sent.
     pub fn published(&self, key: Option<&[u8]>, found: &Found<'_>, at: Place) -> Option<u64> {
         let n = self.number(found.packet_id, || format!("seen in the topic at {at}"))?;

@@ -34,29 +34,38 @@ impl Look {
     }
 }
 
-/// A view of one group on a topic. It asks and never joins the group.
+/// A view of one group on its topics. It asks and never joins the group.
 struct Group {
     consumer: BaseConsumer,
-    topic: String,
-    /// Offset of each partition's first record.
-    starts: Vec<i64>,
-    /// Each partition's end when the view was opened.
-    ends: Vec<i64>,
+    topics: Vec<Topic>,
     /// Committed when the view was opened.
     committed: u64,
 }
 
+/// One of them.
+struct Topic {
+    name: String,
+    /// Offset of each partition's first record.
+    starts: Vec<i64>,
+    /// Each partition's end when the view was opened.
+    ends: Vec<i64>,
+}
+
 impl Group {
-    fn open(bootstrap_servers: &str, group: &str, topic: &str) -> Result<Self> {
+    fn open(bootstrap_servers: &str, group: &str, topics: &[String]) -> Result<Self> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap_servers)
             .set("group.id", group)
             // A read_committed client would wait for transactions under way before it answers.
             .set("isolation.level", "read_uncommitted")
             .create()?;
-        let partitions = partition_count(&consumer, topic)?;
-        let (starts, ends) = watermarks(&consumer, topic, partitions)?.into_iter().unzip();
-        let mut view = Self { consumer, topic: topic.to_owned(), starts, ends, committed: 0 };
+        let topics = topics.iter().map(|name| {
+            let partitions = partition_count(&consumer, name)?;
+            let (starts, ends) = watermarks(&consumer, name, partitions)?.into_iter().unzip();
+            Ok(Topic { name: name.clone(), starts, ends })
+        });
+        let topics = topics.collect::<Result<_>>()?;
+        let mut view = Self { consumer, topics, committed: 0 };
         view.committed = view.committed()?;
         Ok(view)
     }
@@ -67,19 +76,29 @@ impl Group {
         Ok(Look { at: Instant::now(), committed, written })
     }
 
-    /// Records written to each partition since the view was opened.
+    /// Records written to each partition since the view was opened, of all topics.
     fn written(&self) -> Result<Vec<u64>> {
-        let now = watermarks(&self.consumer, &self.topic, self.starts.len() as i32)?;
-        Ok(now.into_iter().zip(&self.ends).map(|((_, high), end)| (high - end).max(0) as u64).collect())
+        let mut written = Vec::new();
+        for topic in &self.topics {
+            let now = watermarks(&self.consumer, &topic.name, topic.starts.len() as i32)?;
+            written.resize(written.len().max(now.len()), 0);
+            for (sum, ((_, high), end)) in written.iter_mut().zip(now.into_iter().zip(&topic.ends)) {
+                *sum += (high - end).max(0) as u64;
+            }
+        }
+        Ok(written)
     }
 
     /// Sum of the offsets the group has committed; a partition without one counts from its first record.
     fn committed(&self) -> Result<u64> {
         let mut partitions = TopicPartitionList::new();
-        partitions.add_partition_range(&self.topic, 0, self.starts.len() as i32 - 1);
+        for topic in &self.topics {
+            partitions.add_partition_range(&topic.name, 0, topic.starts.len() as i32 - 1);
+        }
         let answer = self.consumer.committed_offsets(partitions, PATIENCE);
         let answer = answer.context("cannot read the group's committed offsets")?;
-        let offsets = answer.elements().into_iter().zip(&self.starts).map(|(partition, start)| {
+        let starts = self.topics.iter().flat_map(|topic| &topic.starts);
+        let offsets = answer.elements().into_iter().zip(starts).map(|(partition, start)| {
             partition
                 .error()
                 .with_context(|| format!("no offset for {}/{}", partition.topic(), partition.partition()))?;
@@ -119,17 +138,18 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backlog").field("topic", &self.group.topic).finish_non_exhaustive()
+        let topics: Vec<_> = self.group.topics.iter().map(|topic| &topic.name).collect();
+        f.debug_struct("Backlog").field("topics", &topics).finish_non_exhaustive()
     }
 }
 
 impl Backlog {
-    /// Looks the topic up and begins to watch. What was written before is no part of the backlog.
+    /// Looks the topics up and begins to watch. What was written before is no part of the backlog.
     ///
     /// # Errors
-    /// When the broker does not answer or the topic does not exist.
-    pub fn watch(bootstrap_servers: &str, group: &str, topic: &str) -> Result<Self> {
-        let group = Group::open(bootstrap_servers, group, topic)?;
+    /// When the broker does not answer or a topic does not exist.
+    pub fn watch(bootstrap_servers: &str, group: &str, topics: &[String]) -> Result<Self> {
+        let group = Group::open(bootstrap_servers, group, topics)?;
         let shared = Arc::new(Shared { group, stop: AtomicBool::new(false), looks: Mutex::default() });
         let seen = shared.clone();
         thread::Builder::new().name("backlog".to_owned()).spawn(move || {

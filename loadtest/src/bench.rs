@@ -12,7 +12,7 @@ use coderelay_schemas::topics::PARTITIONS;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use crate::deployment::Devstack;
+use crate::devstack::Devstack;
 use crate::limits::{self, Span};
 use crate::memory;
 use crate::progress::Progress;

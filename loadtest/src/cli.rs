@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, BenchArgs, keep};
 use crate::compare::CompareArgs;
-use crate::deployment::{DeploymentArgs, Devstack, Pipeline};
+use crate::deployment::DeploymentArgs;
+use crate::devstack::Devstack;
 use crate::limits::{self, LimitsArgs, Span};
 use crate::merge::MergeArgs;
+use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 use crate::report::{self, ReportArgs};
 use crate::results::Results;
@@ -212,7 +214,10 @@ impl RunArgs {
             Ok(scenario) => scenario,
             Err(mistakes) => return Ok(wrong(&anyhow::anyhow!("{mistakes}"))),
         };
-        let existing = self.deployment.existing();
+        let existing = match self.deployment.existing() {
+            Ok(existing) => existing,
+            Err(error) => return Ok(wrong(&error)),
+        };
         if let Some(key) = scenario.needs_own_stack().filter(|_| existing.is_some()) {
             return Ok(wrong(&anyhow::anyhow!("{key} needs a stack of its own: --devstack, or no INGEST_ENDPOINT")));
         }
@@ -242,14 +247,14 @@ impl RunArgs {
             (None, pipeline)
         } else {
             progress.step("starting Kafka and Cassandra");
-            let devstack = Devstack::start(self.deployment.bin()).await?;
+            let devstack = Devstack::start_for(scenario, self.deployment.bin()).await?;
             let pipeline = devstack.pipeline(scenario).await?;
             (Some(devstack), pipeline)
         };
         let limits = match &self.limits {
             Some(folder) => Results::read(folder)?.summary.rates,
             None if scenario.needs_limits() => {
-                let endpoints = &pipeline.endpoints;
+                let endpoints = pipeline.endpoints();
                 let target = limits::Target {
                     bootstrap_servers: endpoints.kafka.clone(),
                     cql_contact: endpoints.cql.clone(),

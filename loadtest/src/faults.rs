@@ -3,44 +3,59 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use coderelay_devstack::Process;
+use coderelay_devstack::{MirrorMaker, Process, Regions};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::deployment::Own;
+use crate::audits::Audits;
+use crate::pipeline::{Own, Pipeline};
 use crate::scenario::{Action, Fault, Target};
 use crate::timeline::Timeline;
 
 /// A slowed process is stopped once in this.
 const CYCLE: Duration = Duration::from_millis(100);
 
-/// Does what the scenario says, each fault at its time since `started`.
+/// Does what the scenario says, each fault at its time since `started`. How many packets would have been lost with the regions that
+/// were killed, had none of them come back.
 ///
 /// # Errors
 /// When a process cannot be signalled or does not come back.
-pub async fn inject(faults: &[Fault], own: &Own, started: Instant, timeline: &Timeline) -> Result<()> {
+pub async fn inject(
+    faults: &[Fault],
+    pipeline: &Pipeline,
+    audits: &Audits,
+    started: Instant,
+    timeline: &Timeline,
+) -> Result<u64> {
     let mut faults = faults.to_vec();
     faults.sort_by_key(|fault| fault.at.get());
+    let mut exposed = 0;
     for fault in &faults {
         sleep_until(started + fault.at.get()).await;
-        timeline.event(&format!("{} of the {}", name(fault.action), target(fault.target)));
-        let done = inflict(fault, own).await;
-        done.with_context(|| format!("{} of the {} failed", name(fault.action), target(fault.target)))?;
-        timeline.event(&format!("{} is back", target(fault.target)));
+        let (name, target) = (name(fault.action), target(fault, pipeline));
+        timeline.event(&format!("{name} of {target}"));
+        let done = inflict(fault, pipeline, audits).await;
+        exposed += done.with_context(|| format!("{name} of {target} failed"))?;
+        timeline.event(&format!("{target} is back"));
     }
-    Ok(())
+    Ok(exposed)
 }
 
-/// Lets every process that was stopped for a fault go on, where the run is ended in the middle of one.
+/// Lets everything that was stopped for a fault go on, where the run is ended in the middle of one.
 ///
 /// # Errors
 /// When a process cannot be signalled.
-pub async fn lift(faults: &[Fault], own: &Own) -> Result<()> {
-    for fault in faults.iter().filter(|fault| matches!(fault.action, Action::Pause | Action::Slow)) {
+pub async fn lift(faults: &[Fault], pipeline: &Pipeline) -> Result<()> {
+    for fault in faults {
+        let own = own(fault, pipeline)?;
         match fault.target {
             Target::Ingest => resume(own.ingest.process().as_deref()).await?,
             Target::Processor => resume(own.processor.process().as_deref()).await?,
-            Target::Broker => resume(Some(own.stack.broker(0))).await?,
-            Target::Store => resume(Some(own.stack.cql())).await?,
+            Target::Broker => resume(Some(own.stack().broker(0))).await?,
+            Target::Store => resume(Some(own.stack().cql())).await?,
+            Target::Mirror => resume(own.servers.mirror().map(MirrorMaker::process)).await?,
+            Target::Link => own.servers.regions().into_iter().for_each(Regions::heal),
+            // It is not there, and its services end with the run.
+            Target::Region => {}
         }
     }
     Ok(())
@@ -53,13 +68,35 @@ async fn resume(process: Option<&Process>) -> Result<()> {
     }
 }
 
-async fn inflict(fault: &Fault, own: &Own) -> Result<()> {
+fn own<'a>(fault: &Fault, pipeline: &'a Pipeline) -> Result<&'a Own> {
+    let region = pipeline.regions.get(fault.region).and_then(|region| region.own.as_ref());
+    region.context("faults need a stack of one's own")
+}
+
+async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits) -> Result<u64> {
+    let own = own(fault, pipeline)?;
     match fault.target {
-        Target::Ingest => act(fault, &*own.ingest.start()?).await,
-        Target::Processor => act(fault, &*own.processor.start()?).await,
-        Target::Broker => act(fault, own.stack.broker(0)).await,
-        Target::Store => act(fault, own.stack.cql()).await,
+        Target::Ingest => act(fault, &*own.ingest.start()?).await?,
+        Target::Processor => act(fault, &*own.processor.start()?).await?,
+        Target::Broker => act(fault, own.stack().broker(0)).await?,
+        Target::Store => act(fault, own.stack().cql()).await?,
+        Target::Mirror => act(fault, own.servers.mirror().context("there is no mirror")?.process()).await?,
+        Target::Link => {
+            let regions = own.servers.regions().context("there is no link")?;
+            regions.cut();
+            sleep(fault.duration.get()).await;
+            regions.heal();
+        }
+        Target::Region => {
+            own.kill().await?;
+            sleep(fault.duration.get()).await;
+            // It takes nothing meanwhile: what the others lack now was there alone.
+            let exposed = audits.exposed(fault.region);
+            own.restart().await?;
+            return Ok(exposed);
+        }
     }
+    Ok(0)
 }
 
 async fn act(fault: &Fault, process: &Process) -> Result<()> {
@@ -86,6 +123,8 @@ async fn act(fault: &Fault, process: &Process) -> Result<()> {
                 sleep(CYCLE.saturating_sub(stopped)).await;
             }
         }
+        // Of links only, which the scenario's check sees to.
+        Action::Cut => {}
     }
     Ok(())
 }
@@ -96,14 +135,20 @@ fn name(action: Action) -> &'static str {
         Action::Kill => "kill",
         Action::Pause => "pause",
         Action::Slow => "slowdown",
+        Action::Cut => "cut",
     }
 }
 
-fn target(target: Target) -> &'static str {
-    match target {
+fn target(fault: &Fault, pipeline: &Pipeline) -> String {
+    let name = match fault.target {
         Target::Ingest => "ingest",
         Target::Processor => "processor",
         Target::Broker => "broker",
         Target::Store => "store",
-    }
+        Target::Region => "region",
+        Target::Mirror => return "the mirror".to_owned(),
+        Target::Link => return "the link between the regions".to_owned(),
+    };
+    let region = pipeline.regions.get(fault.region).and_then(|region| region.name.as_deref());
+    region.map_or_else(|| format!("the {name}"), |region| format!("the {name} {region}"))
 }

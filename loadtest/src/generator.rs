@@ -8,7 +8,7 @@
 //! latency still counts from its intended time.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,16 +20,17 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::{RpcStatusExt, StatusExt};
 
-use crate::audit::Audit;
+use crate::audits::Audits;
 use crate::corpus::Corpus;
 use crate::in_flight::{Batch, InFlight, Item, Retries};
 use crate::plan::{Arrival, Plan};
 use crate::recorder::{Kind, Recorder, add};
-use crate::scenario;
+use crate::scenario::{self, Ack};
 
 /// Between a stream that broke and the next attempt to open one, unless the service asked for more.
 const REOPEN: Duration = Duration::from_millis(200);
@@ -41,36 +42,39 @@ pub struct Traffic {
     pub corpus: Arc<Corpus>,
     /// Which are sent when.
     pub plan: Arc<Plan>,
-    /// Learns what was sent and what acknowledged.
-    pub audit: Arc<Audit>,
+    /// Learn what was sent and what acknowledged.
+    pub audits: Arc<Audits>,
     /// Counts and times everything.
     pub recorder: Arc<Recorder>,
     /// Ends the load early: nothing new is sent, what is in flight is waited for.
     pub stop: CancellationToken,
 }
 
-/// Sends `requests` of the plan to `endpoint`, the open loop's time 0 being `epoch`, and waits for all results. Packets that fail
-/// are counted. The time of the last result.
+/// Sends `requests` of the plan to `endpoints`, one for each region, the open loop's time 0 being `epoch`, and waits for all results.
+/// The streams are dealt out over the regions; one that breaks is opened again in the next. Packets that fail are counted. The time
+/// of the last result.
 ///
 /// # Errors
-/// When the service cannot be reached.
+/// When a region cannot be reached at all.
 pub async fn run(
     traffic: &Arc<Traffic>,
-    endpoint: &str,
+    endpoints: &[String],
     load: &scenario::Load,
     requests: Range<u64>,
     epoch: Instant,
 ) -> Result<Instant> {
     let mut channels = Vec::with_capacity(load.connections);
     for _ in 0..load.connections {
-        channels.push(connect(endpoint).await?);
+        channels.push(futures::future::try_join_all(endpoints.iter().map(|endpoint| connect(endpoint))).await?);
     }
     let schedule = Arc::new(Schedule { next: AtomicU64::new(requests.start), end: requests.end, epoch });
     let streams: Vec<_> = (0..load.streams)
         .map(|number| {
-            let client = IngestClient::new(channels[number % channels.len()].clone());
+            let regions = channels[number / endpoints.len() % channels.len()].iter().cloned();
+            let clients = regions.map(|region| IngestClient::new(region).max_decoding_message_size(64 << 20)).collect();
             let stream = Arc::new(Stream {
-                number: number as u16,
+                number,
+                region: AtomicUsize::new(number % endpoints.len()),
                 traffic: traffic.clone(),
                 schedule: schedule.clone(),
                 load: load.clone(),
@@ -78,7 +82,7 @@ pub async fn run(
                 window: Semaphore::new(load.window),
                 changed: Notify::new(),
             });
-            tokio::spawn(drive(stream, client.max_decoding_message_size(64 << 20)))
+            tokio::spawn(drive(stream, clients))
         })
         .collect();
     let mut last = epoch;
@@ -127,7 +131,9 @@ impl Schedule {
 
 /// One stream, over all the calls it takes.
 struct Stream {
-    number: u16,
+    number: usize,
+    /// Where it sends to.
+    region: AtomicUsize,
     traffic: Arc<Traffic>,
     schedule: Arc<Schedule>,
     load: scenario::Load,
@@ -145,31 +151,42 @@ struct State {
     planned: Option<Arrival>,
     /// When the last result came.
     last: Option<Instant>,
+    /// When the last result had come before the stream broke; until the next acknowledgement.
+    broken: Option<Instant>,
 }
 
 /// Opens the stream, and again whenever it breaks, until nothing is left to do or it has been silent for too long.
-async fn drive(stream: Arc<Stream>, mut client: IngestClient<Channel>) -> Instant {
-    let mut broken_since = None;
+async fn drive(stream: Arc<Stream>, mut clients: Vec<IngestClient<Channel>>) -> Instant {
+    let (mut broken_since, mut breaks) = (None, 0);
     loop {
         let before = stream.state().last;
+        let region = stream.region.load(Ordering::Relaxed);
         let (requests, outbound) = mpsc::channel(1);
         let sender = tokio::spawn(send(stream.clone(), requests));
-        let outcome = receive(&stream, &mut client, ReceiverStream::new(outbound)).await;
+        let outcome = receive(&stream, &mut clients[region], ReceiverStream::new(outbound)).await;
         sender.abort();
         // An aborted task is an error, and just what is wanted.
         let _ = sender.await;
-        let Err(end) = outcome else { break };
+        let Err(mut end) = outcome else { break };
         if stream.state().last > before {
-            broken_since = None;
+            (broken_since, breaks) = (None, 0);
         }
         let broken_for = broken_since.get_or_insert_with(Instant::now).elapsed();
         let patient = broken_for < stream.load.patience.get() && !stream.traffic.stop.is_cancelled();
+        end.hopeless &= clients.len() == 1;
         stream.resume(&end, patient);
         if !patient || stream.load.attempts == 1 {
             break;
         }
         stream.refill_window();
-        sleep(end.delay.unwrap_or(REOPEN)).await;
+        breaks += 1;
+        if clients.len() > 1 {
+            stream.region.store((region + 1) % clients.len(), Ordering::Relaxed);
+        }
+        // Every region was tried: none is asked in a frenzy.
+        if breaks % clients.len() == 0 {
+            sleep(end.delay.unwrap_or(REOPEN)).await;
+        }
     }
     stream.abandon();
     stream.state().last.unwrap_or_else(Instant::now)
@@ -218,7 +235,7 @@ async fn send(stream: Arc<Stream>, requests: mpsc::Sender<PublishRequest>) {
         let Some(batch) = stream.next().await else { return };
         let packets: Vec<_> = batch.items().map(|item| traffic.corpus.packet(item.n)).collect();
         for item in batch.items() {
-            traffic.audit.sent(item.n, stream.number);
+            traffic.audits.sent(item.n, stream.lane(), stream.region.load(Ordering::Relaxed));
         }
         let now = Instant::now();
         if let Batch::Planned { arrival, since } = &batch {
@@ -247,7 +264,11 @@ async fn receive(
     outbound: ReceiverStream<PublishRequest>,
 ) -> Result<(), End> {
     let patience = stream.load.patience.get();
-    let call = timeout(patience, client.publish(outbound)).await;
+    let mut request = Request::new(outbound);
+    if stream.load.ack == Ack::Mirrored {
+        request.metadata_mut().insert("x-ack", MetadataValue::from_static("mirrored"));
+    }
+    let call = timeout(patience, client.publish(request)).await;
     let mut responses = call.map_err(|_| End::silent())?.map_err(|status| End::of(&status))?.into_inner();
     loop {
         match timeout(patience, responses.message()).await {
@@ -268,6 +289,11 @@ async fn receive(
 }
 
 impl Stream {
+    /// What its packets keep their order in: a stream to one region.
+    fn lane(&self) -> u16 {
+        (self.number + self.load.streams * self.region.load(Ordering::Relaxed)) as u16
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -315,6 +341,7 @@ impl Stream {
     fn count(&self, results: Vec<PublishResult>) -> usize {
         let (now, recorder) = (Instant::now(), &self.traffic.recorder);
         let (mut finished, mut alike) = (0, Alike::default());
+        let region = self.region.load(Ordering::Relaxed);
         let mut state = self.state();
         state.last = Some(now);
         for result in results {
@@ -324,7 +351,10 @@ impl Stream {
             };
             match result.outcome {
                 Some(Outcome::Committed(committed)) => {
-                    self.traffic.audit.acknowledged(item.n, &committed);
+                    self.traffic.audits.acknowledged(item.n, &committed, region);
+                    if let Some(broken) = state.broken.take() {
+                        recorder.gap(now - broken);
+                    }
                     alike.add(recorder, item, sent, now);
                 }
                 Some(Outcome::Error(status)) => {
@@ -345,6 +375,7 @@ impl Stream {
     /// After a call that ended: what it left is sent again, or given up.
     fn resume(&self, end: &End, patient: bool) {
         let mut state = self.state();
+        state.broken = state.broken.or(state.last);
         for item in state.in_flight.take_unanswered() {
             self.traffic.recorder.error(&end.code, 1);
             if patient && !end.hopeless && item.attempt < self.load.attempts {

@@ -17,7 +17,10 @@ pub mod generator;
 pub mod latency;
 pub mod recorder;
 
+mod service;
+pub mod pipeline;
 pub mod deployment;
+pub mod devstack;
 pub mod faults;
 
 pub mod backlog;
@@ -26,6 +29,7 @@ pub mod scrape;
 pub mod timeline;
 
 pub mod audit;
+pub mod audits;
 pub mod reader;
 pub mod table;
 pub mod rows;

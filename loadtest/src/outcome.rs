@@ -64,6 +64,12 @@ pub(crate) struct Outcome {
     /// Rows of the sample that were never found.
     pub unreadable: Option<u64>,
     pub audit: Option<Audit>,
+    /// By region, where there are several.
+    pub audits: BTreeMap<String, Audit>,
+    /// Packets that would have been lost with the regions that were killed, had none come back.
+    pub exposed: u64,
+    /// From the end of load and faults until all regions had published everything.
+    pub converged: Option<Duration>,
     pub replay: Option<Replay>,
     pub partitions: Vec<u64>,
     pub interrupted: bool,
@@ -85,6 +91,9 @@ impl Outcome {
             drained: true,
             unreadable: None,
             audit: None,
+            audits: BTreeMap::new(),
+            exposed: 0,
+            converged: None,
             replay: None,
             partitions: Vec::new(),
             interrupted: false,
@@ -98,7 +107,7 @@ pub(crate) fn blank(run: &Run<'_>, started: Instant) -> Result<Summary> {
     let began = OffsetDateTime::now_utc() - started.elapsed();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let mut versions = BTreeMap::from([("loadtest".to_owned(), version.clone())]);
-    if run.pipeline.own.is_some() {
+    if run.pipeline.is_own() {
         versions.extend(["ingest", "processor"].map(|name| (name.to_owned(), version.clone())));
         let servers = [("kafka", KAFKA_VERSION), ("cassandra", CASSANDRA_VERSION)];
         versions.extend(servers.map(|(name, version)| (name.to_owned(), version.to_owned())));
@@ -134,13 +143,14 @@ pub(crate) fn summarize(run: &Run<'_>, traffic: &Traffic, outcome: Outcome) -> R
         processes: outcome.collected.as_ref().map(|collected| collected.usage(records)).unwrap_or_default(),
         partitions: outcome.partitions,
         audit: outcome.audit,
+        audits: outcome.audits,
         notes: outcome.notes,
         ..blank(run, outcome.started)?
     };
     let kinds: &[Kind] = match subject {
         // The load that builds the backlog is no measurement.
         Subject::Processor => &[],
-        _ => &[Kind::Ack, Kind::Service, Kind::Topic, Kind::Cql],
+        _ => &[Kind::Ack, Kind::Service, Kind::Topic, Kind::Cql, Kind::Mirror],
     };
     for kind in kinds {
         let percentiles = recorder.total(*kind).percentiles();
@@ -171,9 +181,15 @@ pub(crate) fn summarize(run: &Run<'_>, traffic: &Traffic, outcome: Outcome) -> R
     if let Some(gone) = backlog_gone(plan.phases(), plan.measured_from(), outcome.started, &outcome.looks) {
         summary.figures.insert("backlog_gone_s".to_owned(), gone);
     }
-    if let Some(unreadable) = outcome.unreadable {
-        summary.figures.insert("unreadable".to_owned(), unreadable as f64);
-    }
+    let gap = recorder.longest_gap().filter(|_| run.scenario.regions > 1);
+    let figures = [
+        ("unreadable", outcome.unreadable.map(|rows| rows as f64)),
+        ("gap_s", gap.map(|gap| gap.as_secs_f64())),
+        ("exposed", run.scenario.loses_a_region().then_some(outcome.exposed as f64)),
+        ("converged_s", outcome.converged.map(|converged| converged.as_secs_f64())),
+    ];
+    let measured = figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    summary.figures.extend(measured);
     if !outcome.drained && !outcome.interrupted {
         let waiting = outcome.looks.last().map_or(0, Look::waiting);
         summary.notes.push(format!("The processor stood still with {waiting} records waiting."));

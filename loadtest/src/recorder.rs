@@ -21,13 +21,15 @@ pub enum Kind {
     Topic,
     /// From the intended time until a query finds the row.
     Cql,
+    /// From the acknowledgement to a reader of the deduped topic in another region.
+    Mirror,
     /// How late the generator was.
     Slip,
 }
 
 impl Kind {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [Self::Ack, Self::Service, Self::Topic, Self::Cql, Self::Slip];
+    pub const ALL: [Self; 6] = [Self::Ack, Self::Service, Self::Topic, Self::Cql, Self::Mirror, Self::Slip];
 
     /// Its name in the summary, and of its `.hlog`.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Service => latency::SERVICE,
             Self::Topic => latency::TOPIC,
             Self::Cql => latency::CQL,
+            Self::Mirror => latency::MIRROR,
             Self::Slip => "slip",
         }
     }
@@ -61,6 +64,7 @@ pub struct Recorder {
     pub repeats: AtomicU64,
     /// Packets sent before the measured part.
     pub warm_up: AtomicU64,
+    gap: AtomicU64,
     errors: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -93,6 +97,7 @@ impl Recorder {
             retried: AtomicU64::default(),
             repeats: AtomicU64::default(),
             warm_up: AtomicU64::default(),
+            gap: AtomicU64::default(),
             errors: Mutex::default(),
         })
     }
@@ -116,6 +121,17 @@ impl Recorder {
     /// Answers that were not `committed`, by code and reason.
     pub fn errors(&self) -> BTreeMap<String, u64> {
         lock(&self.errors).clone()
+    }
+
+    /// A stream that had broken has its first acknowledgement, so long after the last result before.
+    pub fn gap(&self, gap: Duration) {
+        self.gap.fetch_max(gap.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// The longest of those; `None` if no stream has broken.
+    pub fn longest_gap(&self) -> Option<Duration> {
+        let gap = read(&self.gap);
+        (gap > 0).then(|| Duration::from_micros(gap))
     }
 
     /// What was recorded since the last call.

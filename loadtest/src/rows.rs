@@ -44,7 +44,7 @@ pub async fn sample(traffic: Arc<Traffic>, table: Arc<Table>, epoch: Instant, se
             };
             let never_sent = async {
                 settled.cancelled().await;
-                if traffic.audit.is_acknowledged(n) {
+                if traffic.audits.is_acknowledged(n) {
                     std::future::pending::<()>().await;
                 }
             };

@@ -9,19 +9,20 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use time::OffsetDateTime;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
+use crate::audits::{Arrival, Audits};
 use crate::backlog::{Backlog, Look};
 use crate::corpus::{Corpus, CorpusSpec};
-use crate::deployment::{Own, Pipeline};
 use crate::generator::{self, Traffic};
 use crate::knee::{self, Knee};
 use crate::outcome::{self, Outcome, Span};
+use crate::pipeline::Pipeline;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::reader::TopicReader;
@@ -59,7 +60,8 @@ pub struct Run<'a> {
 /// What all parts of a run share.
 struct Parts {
     traffic: Arc<Traffic>,
-    backlog: Arc<Backlog>,
+    /// One for each region.
+    backlogs: Vec<Arc<Backlog>>,
     progress: Progress,
     /// When the open loop's time 0 is, once it is known.
     epoch: Arc<OnceLock<std::time::Instant>>,
@@ -82,40 +84,53 @@ impl Run<'_> {
     }
 
     async fn load(&self) -> Result<Summary> {
-        let (endpoints, progress) = (&self.pipeline.endpoints, Progress::new(self.name));
+        let (regions, progress) = (&self.pipeline.regions, Progress::new(self.name));
+        ensure!(
+            regions.len() == self.scenario.regions,
+            "the deployment has {} regions, the scenario {}: see --region",
+            regions.len(),
+            self.scenario.regions
+        );
         progress.step("preparing packets and services");
         let plan = Plan::new(self.scenario);
         let corpus = Arc::new(block_in_place(|| Corpus::new(self.corpus()))?);
         let alone = self.scenario.subject == Subject::Ingest;
         // Only where latency to the topic is measured: elsewhere the reader would take its CPU from what is.
         let at_once = self.scenario.subject == Subject::Pipeline;
-        let audit = Audit::new(corpus.clone(), plan.packets());
-        let audit = if self.pipeline.own.is_some() { audit.exclusive() } else { audit };
+        let audit = || {
+            let audit = Audit::new(corpus.clone(), plan.packets());
+            let audit = if self.pipeline.is_own() { audit.exclusive() } else { audit };
+            Arc::new(if alone { audit.without_table() } else { audit })
+        };
+        let audits = Audits::new(regions.iter().map(|_| audit()).collect(), plan.packets());
         let traffic = Arc::new(Traffic {
+            audits: Arc::new(audits),
             corpus,
             recorder: Arc::new(Recorder::new(plan.phases().len())?),
             plan: Arc::new(plan),
-            audit: Arc::new(if alone { audit.without_table() } else { audit }),
             stop: self.stop.child_token(),
         });
-        if let Some(own) = &self.pipeline.own {
+        for own in regions.iter().filter_map(|region| region.own.as_ref()) {
             own.ingest.ready().await?;
             if !alone {
                 own.processor.ready().await?;
             }
         }
-        let watch = || Backlog::watch(&endpoints.kafka, &endpoints.group, &endpoints.topics.packets);
-        let backlog = Arc::new(block_in_place(watch)?);
-        let parts = Parts { traffic, backlog, progress, epoch: Arc::default() };
-        let reader = if at_once { Some(block_in_place(|| self.reader(&parts))?) } else { None };
+        let watch = regions.iter().map(|region| {
+            let endpoints = &region.endpoints;
+            Ok(Arc::new(Backlog::watch(&endpoints.kafka, &endpoints.group, &endpoints.sources)?))
+        });
+        let backlogs = block_in_place(|| watch.collect::<Result<_>>())?;
+        let parts = Parts { traffic, backlogs, progress, epoch: Arc::default() };
+        let readers = if at_once { block_in_place(|| self.readers(&parts))? } else { Vec::new() };
         let mut outcome = match self.scenario.subject {
             Subject::Processor => self.backlog_first(&parts).await?,
             _ => self.under_load(&parts).await?,
         };
         if !self.stop.is_cancelled() {
-            self.finish(&parts, reader, &mut outcome).await?;
+            self.finish(&parts, readers, &mut outcome).await?;
         }
-        outcome.partitions = block_in_place(|| parts.backlog.partitions())?;
+        outcome.partitions = block_in_place(|| parts.backlogs[0].partitions())?;
         outcome.interrupted = self.stop.is_cancelled();
         outcome::summarize(self, &parts.traffic, outcome)
     }
@@ -134,18 +149,29 @@ impl Run<'_> {
         }
     }
 
-    /// A reader of the deduped topic from now on; once the load is over, of all of it, or for ingest alone of the topic it writes.
-    fn reader(&self, parts: &Parts) -> Result<TopicReader> {
-        let (traffic, epoch, endpoints) = (parts.traffic.clone(), parts.epoch.clone(), &self.pipeline.endpoints);
+    /// Each region's reader of the deduped topic from now on; once the load is over, of all of it, or for ingest alone of the topic it
+    /// writes.
+    fn readers(&self, parts: &Parts) -> Result<Vec<TopicReader>> {
+        (0..self.pipeline.regions.len()).map(|region| self.reader(parts, region)).collect()
+    }
+
+    fn reader(&self, parts: &Parts, region: usize) -> Result<TopicReader> {
+        let (traffic, epoch) = (parts.traffic.clone(), parts.epoch.clone());
+        let endpoints = &self.pipeline.regions[region].endpoints;
         let on_record = move |n: u64, at: std::time::Instant| {
-            add(&traffic.recorder.delivered, 1);
-            let due = epoch.get().zip(traffic.plan.intended(n));
-            if let Some((epoch, due)) = due.filter(|(_, due)| *due >= traffic.plan.measured_from()) {
-                let took = at.saturating_duration_since(*epoch + due);
-                traffic.recorder.record(Kind::Topic, traffic.plan.phase_at(due), took, 1);
+            let (recorder, plan) = (&traffic.recorder, &traffic.plan);
+            if region == 0 {
+                add(&recorder.delivered, 1);
             }
+            let due = epoch.get().zip(plan.intended(n)).filter(|(_, due)| *due >= plan.measured_from());
+            let Some((epoch, due)) = due else { return };
+            let (kind, took) = match traffic.audits.arrival(n, region, at) {
+                Arrival::Home => (Kind::Topic, at.saturating_duration_since(*epoch + due)),
+                Arrival::Mirrored(took) => (Kind::Mirror, took),
+            };
+            recorder.record(kind, plan.phase_at(due), took, 1);
         };
-        let audit = parts.traffic.audit.clone();
+        let audit = parts.traffic.audits.each()[region].clone();
         let topics = &endpoints.topics;
         match self.scenario.subject {
             Subject::Ingest => TopicReader::start_at_beginning(&endpoints.kafka, &topics.packets, audit, on_record),
@@ -156,14 +182,15 @@ impl Run<'_> {
 
     /// The pipeline, or ingest alone, while packets come in.
     async fn under_load(&self, parts: &Parts) -> Result<Outcome> {
-        let (plan, endpoints) = (&parts.traffic.plan, &self.pipeline.endpoints);
+        let (plan, endpoints) = (&parts.traffic.plan, self.pipeline.endpoints());
         if !plan.is_open() && !plan.warm_up().is_empty() {
             parts.progress.step("warming up");
             self.generate(parts, plan.warm_up(), Instant::now()).await?;
         }
         let earlier = Page::fetch(&format!("{}/metrics", endpoints.processor_admin)).await.unwrap_or_default();
         let table = match self.scenario.subject {
-            Subject::Pipeline if plan.is_open() => {
+            // A row of another region's packet would be timed with the mirror's way.
+            Subject::Pipeline if plan.is_open() && self.scenario.regions == 1 => {
                 Some(Arc::new(Box::pin(Table::connect(&endpoints.cql, &endpoints.keyspace)).await?))
             }
             _ => None,
@@ -187,13 +214,15 @@ impl Run<'_> {
             let (last, knee) = tokio::join!(self.generate(parts, requests, epoch), knee);
             Ok::<_, anyhow::Error>((last?, knee))
         };
-        let faults = self.faults(started, &timeline);
-        let ((last, knee), ()) = tokio::try_join!(work, faults)?;
+        let faults = self.faults(parts, started, &timeline);
+        let ((last, knee), exposed) = tokio::try_join!(work, faults)?;
         generator.look();
         let cpu = generator.usage(1).iter().map(|usage| usage.cpu_seconds).sum::<f64>();
         timeline.event("the load ended");
 
+        let ended = Instant::now();
         let drained = self.scenario.subject == Subject::Ingest || self.wait_until_drained(parts).await;
+        let converged = (drained && self.scenario.regions > 1).then(|| ended.elapsed());
         settled.cancel();
         let unreadable = match samples {
             Some(samples) if drained && !self.stop.is_cancelled() => Some(samples.await?),
@@ -204,10 +233,12 @@ impl Run<'_> {
             load: Span { started, ended: last },
             generator_cores: cpu / last.saturating_duration_since(epoch).as_secs_f64().max(1e-3),
             collected: Some(timeline.finish()?),
-            looks: parts.backlog.looks(),
+            looks: parts.backlogs[0].looks(),
             pages: (earlier, later),
             knee,
             drained,
+            exposed,
+            converged,
             unreadable,
             ..Outcome::at(started)
         })
@@ -227,7 +258,8 @@ impl Run<'_> {
         let last = self.generate(parts, plan.measured(), began).await?;
         let load = Span { started: began, ended: last };
 
-        let before = parts.backlog.looks().len();
+        let backlog = &parts.backlogs[0];
+        let before = backlog.looks().len();
         let started = Instant::now();
         let timeline = self.timeline(parts, started, Duration::from_secs(60))?;
         timeline.event("the processor starts");
@@ -236,8 +268,8 @@ impl Run<'_> {
             self.wait_until_drained(parts).await
         };
         timeline.event("the backlog is gone");
-        let page = Page::fetch(&format!("{}/metrics", self.pipeline.endpoints.processor_admin)).await?;
-        let looks: Vec<Look> = parts.backlog.looks().split_off(before.saturating_sub(1));
+        let page = Page::fetch(&format!("{}/metrics", self.pipeline.endpoints().processor_admin)).await?;
+        let looks: Vec<Look> = backlog.looks().split_off(before.saturating_sub(1));
         Ok(Outcome {
             load,
             collected: Some(timeline.finish()?),
@@ -250,7 +282,7 @@ impl Run<'_> {
 
     fn timeline(&self, parts: &Parts, started: Instant, about: Duration) -> Result<Timeline> {
         let watched = self.pipeline.watched.iter().cloned().chain([Watched::own()]).collect();
-        let (recorder, backlog) = (parts.traffic.recorder.clone(), parts.backlog.clone());
+        let (recorder, backlog) = (parts.traffic.recorder.clone(), parts.backlogs[0].clone());
         recorder.discard();
         let sources = Sources { recorder, backlog, watched, folder: self.out.to_owned() };
         Timeline::start(sources, started.into_std(), timeline::interval(about))
@@ -258,13 +290,15 @@ impl Run<'_> {
 
     /// Sends requests of the plan, and tells how far it is.
     async fn generate(&self, parts: &Parts, requests: std::ops::Range<u64>, epoch: Instant) -> Result<Instant> {
-        let (load, endpoint) = (&self.scenario.load, &self.pipeline.endpoints.ingest);
+        let load = &self.scenario.load;
+        let endpoints: Vec<_> = self.pipeline.regions.iter().map(|region| region.endpoints.ingest.clone()).collect();
         let recorder = &parts.traffic.recorder;
         let show = async {
             loop {
                 sleep(LOOK).await;
                 parts.progress.show(|| {
-                    let waiting = parts.backlog.latest().map_or(0, |look| look.waiting());
+                    let waiting: u64 =
+                        parts.backlogs.iter().filter_map(|backlog| Some(backlog.latest()?.waiting())).sum();
                     let (acknowledged, errors) = (read(&recorder.acknowledged_in_all), recorder.errors());
                     let errors: u64 = errors.values().sum();
                     format!(
@@ -278,7 +312,7 @@ impl Run<'_> {
             sleep(LAST_WORDS).await;
         };
         tokio::select! {
-            last = generator::run(&parts.traffic, endpoint, load, requests, epoch) => last,
+            last = generator::run(&parts.traffic, &endpoints, load, requests, epoch) => last,
             () = show => Ok(Instant::now()),
             () = interrupted => Ok(Instant::now()),
         }
@@ -292,53 +326,71 @@ impl Run<'_> {
         }
     }
 
-    async fn faults(&self, started: Instant, timeline: &Timeline) -> Result<()> {
-        let own: &Own = match &self.pipeline.own {
-            Some(own) if !self.scenario.faults.is_empty() => own,
-            _ => return Ok(()),
+    async fn faults(&self, parts: &Parts, started: Instant, timeline: &Timeline) -> Result<u64> {
+        let faults = &self.scenario.faults;
+        if faults.is_empty() || !self.pipeline.is_own() {
+            return Ok(0);
+        }
+        let lift = async {
+            self.stop.cancelled().await;
+            faults::lift(faults, self.pipeline).await
         };
         tokio::select! {
-            done = faults::inject(&self.scenario.faults, own, started, timeline) => done,
-            () = self.stop.cancelled() => faults::lift(&self.scenario.faults, own).await,
+            exposed = faults::inject(faults, self.pipeline, &parts.traffic.audits, started, timeline) => exposed,
+            lifted = lift => lifted.map(|()| 0),
         }
     }
 
-    /// Waits until the processor has committed all that is in the topic now. Whether it did; it may stand still for the scenario's
-    /// patience.
+    /// Waits until every region's processor has committed all that is in its topics now, and where there are several, until each has
+    /// published all that was acknowledged anywhere. Whether it is so; nothing may move for the scenario's patience.
     async fn wait_until_drained(&self, parts: &Parts) -> bool {
         let patience = self.scenario.finish.patience.get();
         let called = std::time::Instant::now();
         let (mut end, mut moved) = (None, (Instant::now(), 0));
         while !self.stop.is_cancelled() && moved.0.elapsed() < patience {
             sleep(LOOK).await;
-            let Some(look) = parts.backlog.latest().filter(|look| look.at > called) else { continue };
-            let end = *end.get_or_insert(look.written);
-            if look.committed >= end {
+            let latest = parts.backlogs.iter().map(|backlog| backlog.latest().filter(|look| look.at > called));
+            let Some(looks) = latest.collect::<Option<Vec<Look>>>() else { continue };
+            let committed: u64 = looks.iter().map(|look| look.committed).sum();
+            let written: u64 = looks.iter().map(|look| look.written).sum();
+            // What is mirrored goes on being written.
+            let end = if looks.len() == 1 { *end.get_or_insert(written) } else { written };
+            let missing = if looks.len() == 1 { 0 } else { parts.traffic.audits.unpublished() };
+            if committed >= end && missing == 0 {
                 return true;
             }
-            if look.committed > moved.1 {
-                moved = (Instant::now(), look.committed);
+            if committed > moved.1 {
+                moved = (Instant::now(), committed);
             }
-            parts.progress.show(|| format!("{} waiting for the processor", end - look.committed));
+            parts.progress.show(|| match missing {
+                0 => format!("{} waiting for the processor", end - committed),
+                _ => format!("{} waiting for the processors, {missing} missing in a region", end - committed),
+            });
         }
         false
     }
 
-    /// Reads topic and table to their ends and has every packet judged.
-    async fn finish(&self, parts: &Parts, reader: Option<TopicReader>, outcome: &mut Outcome) -> Result<()> {
+    /// Reads topics and tables to their ends and has every packet judged.
+    async fn finish(&self, parts: &Parts, mut readers: Vec<TopicReader>, outcome: &mut Outcome) -> Result<()> {
         if !self.scenario.finish.audit {
             return Ok(());
         }
         parts.progress.step("reading the topic to its end");
         let patience = self.scenario.finish.patience.get();
-        let reader = reader.map_or_else(|| block_in_place(|| self.reader(parts)), Ok)?;
-        block_in_place(|| reader.finish(patience))?;
-        let (audit, endpoints) = (&parts.traffic.audit, &self.pipeline.endpoints);
-        if self.scenario.subject != Subject::Ingest {
-            let table = Box::pin(Table::connect(&endpoints.cql, &endpoints.keyspace)).await?;
-            table.audit(audit, |rows| parts.progress.show(|| format!("{rows} rows read for the audit"))).await?;
+        if readers.is_empty() {
+            readers = block_in_place(|| self.readers(parts))?;
         }
-        outcome.audit = Some(audit.finish());
+        let audits = &parts.traffic.audits;
+        for (region, (reader, audit)) in self.pipeline.regions.iter().zip(readers.into_iter().zip(audits.each())) {
+            block_in_place(|| reader.finish(patience))?;
+            if self.scenario.subject != Subject::Ingest {
+                let table = Box::pin(Table::connect(&region.endpoints.cql, &region.endpoints.keyspace)).await?;
+                table.audit(audit, |rows| parts.progress.show(|| format!("{rows} rows read for the audit"))).await?;
+            }
+        }
+        let names: Vec<_> = self.pipeline.regions.iter().filter_map(|region| region.name.clone()).collect();
+        let (audit, each) = audits.finish(&names);
+        (outcome.audit, outcome.audits) = (Some(audit), each);
         if self.scenario.finish.replay {
             parts.progress.step("restarting the processor to time the ledger's replay");
             match start::replay(self.pipeline).await {

@@ -28,10 +28,14 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("slow-store", include_str!("../scenarios/slow-store.toml")),
     ("broker-restart", include_str!("../scenarios/broker-restart.toml")),
     ("processor-kill", include_str!("../scenarios/processor-kill.toml")),
+    ("two-regions", include_str!("../scenarios/two-regions.toml")),
+    ("region-loss", include_str!("../scenarios/region-loss.toml")),
+    ("region-losses", include_str!("../scenarios/region-losses.toml")),
+    ("partition", include_str!("../scenarios/partition.toml")),
 ];
 
 /// Everything a scenario can say.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Validate)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scenario {
     /// What it is for, in a sentence.
@@ -41,6 +45,9 @@ pub struct Scenario {
     /// the backlog that the load leaves; `start`, how long the services take to work. All but the first need a stack of their own.
     #[garde(skip)]
     pub subject: Subject,
+    /// 1, or 2 that mirror each other: the streams are dealt out over both, one that breaks goes to the other, and both are audited.
+    #[garde(range(min = 1, max = 2), custom(of_pipeline(self.subject)))]
+    pub regions: usize,
     /// How much is sent, and when.
     #[garde(dive)]
     pub load: Load,
@@ -57,7 +64,7 @@ pub struct Scenario {
     #[garde(dive, custom(above(&self.load)))]
     pub ramp: Option<Ramp>,
     /// What is done to the parts meanwhile. Needs a stack of its own.
-    #[garde(dive)]
+    #[garde(dive, custom(possible(self.regions)))]
     pub faults: Vec<Fault>,
     /// When the generator counts as fallen behind.
     #[garde(dive)]
@@ -74,6 +81,27 @@ pub struct Scenario {
     /// Settings of the processor beyond its defaults, by dotted key; on a stack of its own.
     #[garde(skip)]
     pub processor: BTreeMap<String, String>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            description: String::new(),
+            subject: Subject::default(),
+            regions: 1,
+            load: Load::default(),
+            corpus: Packets::default(),
+            repeats: None,
+            burst: None,
+            ramp: None,
+            faults: Vec::new(),
+            generator: Generator::default(),
+            finish: Finish::default(),
+            thresholds: Vec::new(),
+            ingest: BTreeMap::new(),
+            processor: BTreeMap::new(),
+        }
+    }
 }
 
 /// What is measured.
@@ -122,6 +150,9 @@ pub struct Load {
     /// Requests a stream may have in flight.
     #[garde(range(min = 1, max = 100_000))]
     pub window: usize,
+    /// What an acknowledgement is to promise.
+    #[garde(skip)]
+    pub ack: Ack,
     /// How often a packet is sent in all, where the answer says that it may be retried.
     #[garde(range(min = 1, max = 1_000))]
     pub attempts: u32,
@@ -142,10 +173,22 @@ impl Default for Load {
             connections: 2,
             streams: 4,
             window: 8,
+            ack: Ack::Local,
             attempts: 100,
             patience: HumanDuration::from_secs(60),
         }
     }
+}
+
+/// What an acknowledgement promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    /// Durable in the region it was sent to.
+    #[default]
+    Local,
+    /// Durable in the other region, too (`x-ack: mirrored`).
+    Mirrored,
 }
 
 /// What the packets are.
@@ -250,6 +293,10 @@ pub struct Fault {
     /// To what.
     #[garde(skip)]
     pub target: Target,
+    /// Of several regions, which, counted from 0.
+    #[serde(default)]
+    #[garde(skip)]
+    pub region: usize,
     /// How long it is away (`kill`, `pause`) or slow.
     #[serde(default)]
     #[garde(range(max = HumanDuration::from_secs(3_600)))]
@@ -258,6 +305,29 @@ pub struct Fault {
     #[serde(default = "half")]
     #[garde(range(min = 0.01, max = 0.99))]
     pub share: f64,
+}
+
+impl Fault {
+    /// What is wrong with it where there are so many regions.
+    fn check(&self, regions: usize) -> Result<(), String> {
+        let fits = match self.target {
+            Target::Region => self.action == Action::Kill,
+            Target::Link => self.action == Action::Cut,
+            Target::Ingest | Target::Processor | Target::Broker | Target::Store | Target::Mirror => {
+                self.action != Action::Cut
+            }
+        };
+        if !fits {
+            return Err("a region can be killed, a link cut; the others take every action but cut".to_owned());
+        }
+        if regions < 2 && matches!(self.target, Target::Region | Target::Mirror | Target::Link) {
+            return Err("region, mirror and link need regions = 2".to_owned());
+        }
+        if self.region >= regions {
+            return Err(format!("region = {}: must be below regions ({regions})", self.region));
+        }
+        Ok(())
+    }
 }
 
 fn half() -> f64 {
@@ -276,17 +346,28 @@ pub enum Action {
     Pause,
     /// SIGSTOP for a share of each 100 ms, for `duration`.
     Slow,
+    /// `link`: nothing comes through for `duration`; connections stay open.
+    Cut,
 }
 
 /// A part of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum Target {
+    /// gRPC to Kafka.
     Ingest,
+    /// Kafka to CQL and Kafka.
     Processor,
+    /// Kafka.
     Broker,
+    /// Cassandra.
     Store,
+    /// All of a region at once. It can be killed.
+    Region,
+    /// `MirrorMaker`. A supervisor starts it again when it is missed.
+    Mirror,
+    /// What connects the regions. It can be cut.
+    Link,
 }
 
 /// When the generator counts as fallen behind, which makes an open loop's run invalid.
@@ -357,6 +438,11 @@ impl Scenario {
         self.thresholds.iter().any(|threshold| threshold.starts_with("ratio."))
     }
 
+    /// Whether a region is killed.
+    pub fn loses_a_region(&self) -> bool {
+        self.faults.iter().any(|fault| fault.target == Target::Region)
+    }
+
     /// Whether it can only be run on a stack of its own; why, if so.
     pub fn needs_own_stack(&self) -> Option<&'static str> {
         match self.subject {
@@ -391,4 +477,17 @@ fn above(load: &Load) -> impl Fn(&Option<Ramp>, &()) -> garde::Result + '_ {
         (Some(_), Some(rate)) => Err(garde::Error::new(format!("must reach at least load.rate ({rate})"))),
         (Some(_), None) => Err(garde::Error::new("needs load.rate, the first step")),
     }
+}
+
+fn of_pipeline(subject: Subject) -> impl Fn(&usize, &()) -> garde::Result {
+    move |regions, ()| match (regions, subject) {
+        (2.., Subject::Ingest | Subject::Processor | Subject::Start) => {
+            Err(garde::Error::new("several regions are measured with subject = \"pipeline\" only"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn possible(regions: usize) -> impl Fn(&Vec<Fault>, &()) -> garde::Result {
+    move |faults, ()| faults.iter().try_for_each(|fault| fault.check(regions).map_err(garde::Error::new))
 }

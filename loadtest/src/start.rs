@@ -14,9 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::audit::Audit;
 use crate::corpus::{Corpus, CorpusSpec};
-use crate::deployment::Pipeline;
 use crate::latency::Latency;
 use crate::outcome;
+use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 use crate::reader::TopicReader;
 use crate::run::Run;
@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts both services several times, each time from nothing, one after the other, with one packet on its way.
 pub(crate) async fn measure(run: &Run<'_>) -> Result<Summary> {
-    let (own, endpoints, progress) = (run.pipeline.own()?, &run.pipeline.endpoints, Progress::new(run.name));
+    let (own, endpoints, progress) = (run.pipeline.own()?, run.pipeline.endpoints(), Progress::new(run.name));
     let seed = time::OffsetDateTime::now_utc().unix_timestamp_nanos() as u64;
     let corpus = Arc::new(Corpus::new(CorpusSpec { seed, ..CorpusSpec::default() })?);
     let audit = Arc::new(Audit::new(corpus.clone(), ROUNDS).exclusive());
@@ -133,7 +133,7 @@ pub(crate) async fn replay(pipeline: &Pipeline) -> Result<Replay> {
     processor.stop().await?;
     let started = Instant::now();
     let ready = until_ready(&*processor.start()?, started).await?;
-    let url = format!("{}/metrics", pipeline.endpoints.processor_admin);
+    let url = format!("{}/metrics", pipeline.endpoints().processor_admin);
     // Ready means that it takes part; workers may still be reading. Settled is what has not changed for a while.
     let mut before = None;
     loop {

@@ -53,6 +53,8 @@ pub struct Summary {
     pub processes: Vec<Usage>,
     /// What became of every packet; `None` where the scenario does not audit.
     pub audit: Option<Audit>,
+    /// The same by region, where there are several; `audit` has their sums.
+    pub audits: BTreeMap<String, Audit>,
     /// Further figures of this scenario by name, for thresholds and tables.
     pub figures: BTreeMap<String, f64>,
     /// The scenario's thresholds and how they fared.
@@ -69,6 +71,8 @@ pub mod latency {
     pub const TOPIC: &str = "topic";
     /// From its intended time until a query finds it in CQL; of a sample.
     pub const CQL: &str = "cql";
+    /// From its acknowledgement to a `read_committed` reader of the deduped topic in another region.
+    pub const MIRROR: &str = "mirror";
 }
 
 /// How a run ended.

@@ -14,6 +14,7 @@ use coderelay_schemas::pb::{
     Committed, PublishBatchRequest, PublishBatchResponse, PublishRequest, PublishResponse, PublishResult,
 };
 use loadtest::audit::Audit;
+use loadtest::audits::Audits;
 use loadtest::corpus::{Corpus, CorpusSpec};
 use loadtest::generator::{self, Traffic};
 use loadtest::plan::Plan;
@@ -152,7 +153,12 @@ impl Tally {
 
 /// 20 requests of 50 packets on one stream.
 async fn tally(manner: Manner, rate: Option<f64>, attempts: u32) -> Tally {
-    let address = serve(manner);
+    tally_of(&[manner], rate, attempts).await
+}
+
+/// The same on several regions, each with its manner.
+async fn tally_of(manners: &[Manner], rate: Option<f64>, attempts: u32) -> Tally {
+    let endpoints: Vec<_> = manners.iter().map(|manner| format!("http://{}", serve(*manner))).collect();
     let load = Load {
         rate,
         duration: HumanDuration::from_millis(rate.map_or(0, |rate| (1e6 / rate) as u64)),
@@ -168,14 +174,17 @@ async fn tally(manner: Manner, rate: Option<f64>, attempts: u32) -> Tally {
     let plan = Arc::new(Plan::new(&Scenario { load: load.clone(), ..Scenario::default() }));
     let corpus = Arc::new(Corpus::new(CorpusSpec { size: 256, ..CorpusSpec::default() }).unwrap());
     let traffic = Arc::new(Traffic {
-        audit: Arc::new(Audit::new(corpus.clone(), plan.packets())),
+        audits: Arc::new(Audits::new(
+            manners.iter().map(|_| Arc::new(Audit::new(corpus.clone(), plan.packets()))).collect(),
+            plan.packets(),
+        )),
         recorder: Arc::new(Recorder::new(plan.phases().len()).unwrap()),
         stop: CancellationToken::new(),
         corpus,
         plan: plan.clone(),
     });
     let epoch = Instant::now();
-    let last = generator::run(&traffic, &format!("http://{address}"), &load, plan.requests(), epoch).await.unwrap();
+    let last = generator::run(&traffic, &endpoints, &load, plan.requests(), epoch).await.unwrap();
     Tally { recorder: traffic.recorder.clone(), elapsed: last - epoch }
 }
 
@@ -247,6 +256,22 @@ async fn a_stream_that_broke_is_opened_again_and_what_it_left_is_sent_again() {
     let tally = tally(Manner::Leaving, None, 100).await;
     assert_eq!((tally.acknowledged(), tally.failed()), (1000, 0));
     assert!(tally.recorder.errors()["UNAVAILABLE"] >= 50, "{:?}", tally.errors());
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_goes_to_the_next_region_with_what_it_left() {
+    let tally = tally_of(&[Manner::Failing, Manner::Good], None, 100).await;
+    assert_eq!((tally.acknowledged(), tally.failed()), (1000, 0));
+    assert!(tally.recorder.errors()["UNAVAILABLE"] >= 50, "{:?}", tally.errors());
+    let gap = tally.recorder.longest_gap().unwrap();
+    assert!(gap < Duration::from_millis(200), "the other region was there at once, and not asked for {gap:?}");
+}
+
+#[tokio::test]
+async fn a_region_that_says_nothing_is_left_for_one_that_does() {
+    let tally = tally_of(&[Manner::Silent, Manner::Good], None, 100).await;
+    assert_eq!((tally.acknowledged(), tally.failed()), (1000, 0));
+    assert_eq!(tally.errors(), named(&[("NO_ANSWER", 100)]));
 }
 
 #[tokio::test]

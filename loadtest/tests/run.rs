@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use loadtest::bench::keep;
-use loadtest::deployment::Devstack;
+use loadtest::devstack::Devstack;
 use loadtest::run::Run;
 use loadtest::scenario;
 use loadtest::summary::{Summary, Verdict};

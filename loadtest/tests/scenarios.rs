@@ -44,6 +44,15 @@ fn a_mistake_names_key_value_and_what_is_allowed() {
         ("subject = \"broker\"", &["subject", "broker", "pipeline"]),
         ("thresholds = [\"p99_ms 200\"]", &["thresholds", "p99_ms < 200"]),
         ("[[faults]]\nat = \"1s\"\naction = \"kill\"\ntarget = \"kafka\"", &["faults", "kafka", "broker"]),
+        ("[[faults]]\nat = \"1s\"\naction = \"kill\"\ntarget = \"region\"", &["faults", "regions = 2"]),
+        ("regions = 2\n[[faults]]\nat = \"1s\"\naction = \"cut\"\ntarget = \"region\"", &["faults", "a link cut"]),
+        (
+            "regions = 2\n[[faults]]\nat = \"1s\"\naction = \"kill\"\ntarget = \"store\"\nregion = 2",
+            &["faults", "region = 2"],
+        ),
+        ("regions = 3", &["regions", "3"]),
+        ("regions = 2\nsubject = \"ingest\"", &["regions", "pipeline"]),
+        ("[load]\nack = \"both\"", &["load.ack", "both", "mirrored"]),
         ("[burst]\nat = \"1s\"\nduration = \"1s\"\nrate = 9.0", &["burst", "load.rate"]),
         (
             "[load]\nrate = 10.0\nduration = \"5s\"\n[burst]\nat = \"4s\"\nduration = \"2s\"\nrate = 9.0",

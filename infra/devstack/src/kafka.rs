@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::error::{Error, Result};
 use crate::jars;
 use crate::launch::Launch;
+use crate::link::Link;
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
 use crate::readiness::Probe;
@@ -28,6 +29,8 @@ struct Listener {
     id: i32,
     broker: u16,
     controller: u16,
+    /// For clients that come over a link: where the node listens for them, and where the link does.
+    linked: Option<(u16, u16)>,
 }
 
 /// What the nodes of a cluster share, before they are started.
@@ -48,10 +51,23 @@ impl Cluster {
                 Some(port) if index == 0 => preferred_port(port)?,
                 _ => free_port()?,
             };
-            Ok(Listener { id: index as i32 + 1, broker, controller: free_port()? })
+            Ok(Listener { id: index as i32 + 1, broker, controller: free_port()?, linked: None })
         };
         let listeners = (0..brokers).map(listen).collect::<io::Result<_>>().map_err(Error::io("127.0.0.1"))?;
         Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security })
+    }
+
+    /// Puts a link before every node, for those who ask [`linked_servers`](Self::linked_servers): brokers tell each client to come back
+    /// the way it came.
+    pub(crate) async fn link(&mut self) -> Result<Vec<Link>> {
+        let mut links = Vec::new();
+        for listener in &mut self.listeners {
+            let port = free_port().map_err(Error::io("127.0.0.1"))?;
+            let link = Link::to(port).await?;
+            listener.linked = Some((port, link.port()));
+            links.push(link);
+        }
+        Ok(links)
     }
 
     /// Starts every node, each in its folder below `dir` and with `prefix` before its name.
@@ -128,7 +144,7 @@ impl Cluster {
     }
 
     fn properties(&self, listener: Listener, data: &Path) -> String {
-        let Listener { id, broker, controller } = listener;
+        let Listener { id, broker, controller, linked } = listener;
         let voters: Vec<String> =
             self.listeners.iter().map(|voter| format!("{}@{}", voter.id, address(voter.controller))).collect();
         let voters = voters.join(",");
@@ -142,14 +158,20 @@ impl Cluster {
             None => ("PLAINTEXT", String::new()),
             Some(security) => ("SASL_SSL", security.kafka_properties()),
         };
+        let linked = |what: &dyn Fn((u16, u16)) -> String| linked.map_or_else(String::new, what);
+        let (listening, advertised, plain) = (
+            linked(&|(port, _)| format!(",LINK://{}", address(port))),
+            linked(&|(_, link)| format!(",LINK://{}", address(link))),
+            linked(&|_| ",LINK:PLAINTEXT".to_owned()),
+        );
         format!(
             "\
 process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners={protocol}://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners={protocol}://127.0.0.1:{broker}
-listener.security.protocol.map={protocol}:{protocol},CONTROLLER:PLAINTEXT
+listeners={protocol}://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}{listening}
+advertised.listeners={protocol}://127.0.0.1:{broker}{advertised}
+listener.security.protocol.map={protocol}:{protocol},CONTROLLER:PLAINTEXT{plain}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name={protocol}
 log.dirs={data}
@@ -180,6 +202,12 @@ transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
     /// `host:port` of every broker, comma-separated.
     pub(crate) fn bootstrap_servers(&self) -> String {
         self.listeners.iter().map(|listener| address(listener.broker)).collect::<Vec<_>>().join(",")
+    }
+
+    /// The same by way of the links, where there are any.
+    pub(crate) fn linked_servers(&self) -> Option<String> {
+        let addresses = self.listeners.iter().map(|listener| listener.linked.map(|(_, link)| address(link)));
+        addresses.collect::<Option<Vec<_>>>().map(|addresses| addresses.join(","))
     }
 }
 

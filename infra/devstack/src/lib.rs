@@ -25,6 +25,7 @@ mod ports;
 mod security;
 
 mod launch;
+mod link;
 mod process;
 mod spawner;
 

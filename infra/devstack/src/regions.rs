@@ -57,7 +57,8 @@ impl Regions {
         }
         let clusters = [0, 1].map(|index: usize| Cluster {
             name: REGIONS[index].to_owned(),
-            bootstrap_servers: stacks[index].bootstrap_servers(),
+            // It lives in the second region, as production's does at the target: the first is far away.
+            bootstrap_servers: if index == 0 { stacks[0].linked_servers() } else { stacks[1].bootstrap_servers() },
         });
         let observer = each.observer_of_start().clone();
         let fetching = observer.clone();
@@ -81,6 +82,16 @@ impl Regions {
     /// The second region.
     pub fn eu_west(&self) -> &Stack {
         &self.stacks[1]
+    }
+
+    /// Cuts what connects the regions, if they were built [`linked`](Builder::linked). Their clients see nothing of it.
+    pub fn cut(&self) {
+        self.stacks.iter().for_each(Stack::cut);
+    }
+
+    /// Heals it.
+    pub fn heal(&self) {
+        self.stacks.iter().for_each(Stack::heal);
     }
 
     /// What mirrors each region's topics to the other.

@@ -12,6 +12,7 @@ use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
+use crate::link::Link;
 use crate::process::Process;
 use crate::progress::Observer;
 use crate::readiness::{cql_session, quiet_client};
@@ -32,6 +33,7 @@ pub struct Builder {
     cql_port: Option<u16>,
     commit_log: CommitLog,
     secured: bool,
+    linked: bool,
     observer: Observer,
 }
 
@@ -79,6 +81,13 @@ impl Builder {
         self
     }
 
+    /// Whether there is a second way to the brokers that can be [cut](Stack::cut), in plain text. Default: no.
+    #[must_use]
+    pub fn linked(mut self, linked: bool) -> Self {
+        self.linked = linked;
+        self
+    }
+
     /// Who is told of the progress. Default: the log.
     #[must_use]
     pub fn observer(mut self, observer: Observer) -> Self {
@@ -95,7 +104,8 @@ impl Builder {
         let folder = self.folder()?;
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
-        let cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
+        let mut cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
+        let links = if self.linked { cluster.link().await? } else { Vec::new() };
         let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
         let node = cassandra_jars.map(node).transpose()?;
 
@@ -103,9 +113,18 @@ impl Builder {
         let cql = node.as_ref().map(|node| node.launch(folder.path(), &prefix)).transpose()?;
         let brokers = cluster.launch(folder.path(), &prefix)?;
         let cql_contact = node.map(|node| node.contact());
-        let bootstrap_servers = cluster.bootstrap_servers();
-        let credentials = security.map(|security| security.credentials);
-        let stack = Stack { region: self.region, brokers, cql, bootstrap_servers, cql_contact, credentials, folder };
+        let (bootstrap_servers, linked_servers) = (cluster.bootstrap_servers(), cluster.linked_servers());
+        let stack = Stack {
+            region: self.region,
+            brokers,
+            cql,
+            bootstrap_servers,
+            linked_servers,
+            links,
+            cql_contact,
+            credentials: security.map(|security| security.credentials),
+            folder,
+        };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -165,6 +184,8 @@ pub struct Stack {
     brokers: Vec<Process>,
     cql: Option<Process>,
     bootstrap_servers: String,
+    linked_servers: Option<String>,
+    links: Vec<Link>,
     cql_contact: Option<String>,
     credentials: Option<Credentials>,
     // Last: files are removed after the processes that write them are killed.
@@ -184,6 +205,7 @@ impl Stack {
             cql_port: None,
             commit_log: CommitLog::Synced,
             secured: false,
+            linked: false,
             observer,
         }
     }
@@ -201,6 +223,21 @@ impl Stack {
     /// `host:port` of every broker, comma-separated.
     pub fn bootstrap_servers(&self) -> String {
         self.bootstrap_servers.clone()
+    }
+
+    /// The same by the way that can be [cut](Self::cut), if the stack was built [`linked`](Builder::linked); else the only way there is.
+    pub fn linked_servers(&self) -> String {
+        self.linked_servers.clone().unwrap_or_else(|| self.bootstrap_servers())
+    }
+
+    /// Cuts the way of [`linked_servers`](Self::linked_servers): connections stay open and nothing comes through.
+    pub fn cut(&self) {
+        self.links.iter().for_each(Link::cut);
+    }
+
+    /// Heals it. What was under way arrives late.
+    pub fn heal(&self) {
+        self.links.iter().for_each(Link::heal);
     }
 
     /// `host:port` of Cassandra's native transport.

@@ -193,6 +193,7 @@ impl Sample {
                 usage("cassandra", 4.1, 1_540),
                 usage("loadtest", 1.5, 48),
             ],
+            audits: BTreeMap::new(),
             audit: Some(Audit {
                 acknowledged,
                 lost: found,
