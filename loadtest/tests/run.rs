@@ -2,38 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests")]
 
-use std::collections::BTreeMap;
+mod support;
 
-use loadtest::bench::keep;
 use loadtest::devstack::Devstack;
-use loadtest::run::Run;
-use loadtest::scenario;
-use loadtest::summary::{Summary, Verdict};
-use tokio_util::sync::CancellationToken;
-
-/// Runs `scenario`, changed by `set`, on `devstack`.
-async fn run(devstack: &Devstack, scenario: &str, set: &[&str]) -> Summary {
-    let out = tempfile::tempdir().unwrap();
-    let text = scenario::text(scenario).unwrap().1;
-    let set: Vec<_> = set.iter().map(|set| set.parse().unwrap()).collect();
-    let loaded = scenario::load(&keep(out.path(), &text).unwrap(), &set).unwrap();
-    let pipeline = devstack.pipeline(&loaded).await.unwrap();
-    let limits = BTreeMap::from([("cql_batch".to_owned(), 1000.0)]);
-    let stop = CancellationToken::new();
-    let run = Run { name: scenario, scenario: &loaded, pipeline: &pipeline, limits: &limits, out: out.path(), stop };
-    let summary = run.execute().await.unwrap();
-    assert_eq!(pipeline.close().await, Vec::<String>::new());
-    for file in ["summary.json", "timeline.csv", "ack.hlog", "topic.hlog", "cql.hlog"] {
-        assert!(out.path().join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
-    }
-    summary
-}
+use loadtest::summary::Verdict;
+use support::{run, scenario};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_is_measured_end_to_end_and_every_packet_accounted_for() {
     let devstack = Devstack::start(None).await.unwrap();
     let steady = ["load.rate=1000", "load.duration=6s", "load.warm_up=2s", "generator.max_slip=10s", "thresholds=[]"];
-    let summary = run(&devstack, "steady", &steady).await;
+    let summary = run(&devstack, "steady", &scenario("steady", &steady)).await;
     assert_eq!((summary.packets.sent, summary.packets.acknowledged, summary.packets.failed), (6000, 6000, 0));
     let audit = summary.audit.as_ref().unwrap();
     assert!(audit.is_clean() && audit.acknowledged == 8000, "{audit:?}");
@@ -46,7 +25,7 @@ async fn a_load_is_measured_end_to_end_and_every_packet_accounted_for() {
     assert_eq!(processes, ["ingest", "processor", "kafka", "cassandra", "loadtest"]);
 
     let repeats = ["load.packets=10000", "load.warm_up_packets=5000", "repeats.after=5000", "thresholds=[]"];
-    let summary = run(&devstack, "duplicates", &repeats).await;
+    let summary = run(&devstack, "duplicates", &scenario("duplicates", &repeats)).await;
     assert_eq!((summary.packets.sent, summary.packets.repeats), (10_000, 5000));
     let audit = summary.audit.as_ref().unwrap();
     assert!(audit.is_clean() && audit.acknowledged == 10_000, "{audit:?}");
