@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use coderelay_devstack::{MirrorMaker, Process, Regions};
+use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::audits::Audits;
@@ -14,8 +15,8 @@ use crate::timeline::Timeline;
 /// A slowed process is stopped once in this.
 const CYCLE: Duration = Duration::from_millis(100);
 
-/// Does what the scenario says, each fault at its time since `started`. How many packets would have been lost with the regions that
-/// were killed, had none of them come back.
+/// Does what the scenario says, each fault at its time since `started`; they may overlap. How many packets would have been lost with the
+/// regions that were killed, had none of them come back.
 ///
 /// # Errors
 /// When a process cannot be signalled or does not come back.
@@ -26,18 +27,16 @@ pub async fn inject(
     started: Instant,
     timeline: &Timeline,
 ) -> Result<u64> {
-    let mut faults = faults.to_vec();
-    faults.sort_by_key(|fault| fault.at.get());
-    let mut exposed = 0;
-    for fault in &faults {
+    let inject = faults.iter().map(|fault| async move {
         sleep_until(started + fault.at.get()).await;
         let (name, target) = (name(fault.action), target(fault, pipeline));
         timeline.event(&format!("{name} of {target}"));
         let done = inflict(fault, pipeline, audits).await;
-        exposed += done.with_context(|| format!("{name} of {target} failed"))?;
+        let exposed = done.with_context(|| format!("{name} of {target} failed"))?;
         timeline.event(&format!("{target} is back"));
-    }
-    Ok(exposed)
+        anyhow::Ok(exposed)
+    });
+    Ok(try_join_all(inject).await?.into_iter().sum())
 }
 
 /// Lets everything that was stopped for a fault go on, where the run is ended in the middle of one.

@@ -48,7 +48,7 @@ enum Verb {
     Status(StatusArgs),
     /// Start everything afresh, relay every git-tracked file below PATH twice, show the evidence, and stay until Ctrl-C.
     Run(RunArgs),
-    /// Start two regions afresh, kill one under load, bring it back, compare both, print the table, and stay until Ctrl-C.
+    /// Start two regions afresh, kill one under load, bring it back, look for every packet in both, print the table, and stay until Ctrl-C.
     Regions(RegionsArgs),
     /// Fetch the jars of Kafka and Cassandra into the user's cache; every start does it when they are missing.
     Fetch,
@@ -104,12 +104,15 @@ struct RunArgs {
 
 #[derive(Debug, Args)]
 struct RegionsArgs {
-    /// Leave after the table, with exit code 1 if a packet was lost or doubled or the regions differ.
+    /// Leave after the table, with exit code 1 if a packet was lost, doubled or altered or the regions differ.
     #[arg(long)]
     exit: bool,
-    /// Packets to send.
-    #[arg(long, default_value = "20000", value_name = "COUNT")]
-    packets: usize,
+    /// Packets a second, of both regions together, for seventy seconds.
+    #[arg(long, default_value = "1000", value_name = "PACKETS", value_parser = clap::value_parser!(u32).range(50..=100_000))]
+    rate: u32,
+    /// Acknowledge packets only when they are durable in both regions.
+    #[arg(long)]
+    mirrored: bool,
 }
 
 impl RunArgs {

@@ -10,7 +10,7 @@ use loadtest::summary::Summary;
 use tokio_util::sync::CancellationToken;
 
 /// The built-in scenario `name`, changed by `set`.
-pub fn scenario(name: &str, set: &[&str]) -> Scenario {
+pub(crate) fn scenario(name: &str, set: &[&str]) -> Scenario {
     let folder = tempfile::tempdir().unwrap();
     let text = scenario::text(name).unwrap().1;
     let set: Vec<_> = set.iter().map(|set| set.parse().unwrap()).collect();
@@ -18,7 +18,7 @@ pub fn scenario(name: &str, set: &[&str]) -> Scenario {
 }
 
 /// Runs `scenario` on `devstack`.
-pub async fn run(devstack: &Devstack, name: &str, scenario: &Scenario) -> Summary {
+pub(crate) async fn run(devstack: &Devstack, name: &str, scenario: &Scenario) -> Summary {
     let out = tempfile::tempdir().unwrap();
     let pipeline = devstack.pipeline(scenario).await.unwrap();
     let limits = BTreeMap::from([("cql_batch".to_owned(), 1000.0)]);

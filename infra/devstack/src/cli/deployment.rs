@@ -73,7 +73,9 @@ impl Deployment {
         regions: usize,
         reporter: &Reporter,
     ) -> anyhow::Result<Self> {
-        let builder = Stack::builder().brokers(brokers).cql(true).commit_log(CommitLog::Periodic).dir(home.nodes());
+        // A region is there to be lost, and a store of one node has nobody to get back from what its disk has not.
+        let commit_log = if regions == 1 { CommitLog::Periodic } else { CommitLog::Synced };
+        let builder = Stack::builder().brokers(brokers).cql(true).commit_log(commit_log).dir(home.nodes());
         let builder = builder.preferred_ports(KAFKA_PORT, CQL_PORT).observer(reporter.observer());
         let backend = if regions == 1 {
             let stack = builder.start().await?;

@@ -24,7 +24,7 @@ pub(crate) async fn regions(home: &Home, args: &RegionsArgs) -> anyhow::Result<E
         started = start => started?,
         () = interruption.wait() => return Ok(ExitCode::from(INTERRUPTED)),
     };
-    let loss = RegionLoss { home: &home, deployment: &deployment, packets: args.packets };
+    let loss = RegionLoss { home: &home, deployment: &deployment, rate: args.rate, mirrored: args.mirrored };
     let code = tokio::select! {
         found = loss.inflict() => show(&found?),
         () = deployment.supervise() => bail!("MirrorMaker has died: its log is in {}", home.nodes().display()),
@@ -49,7 +49,7 @@ fn show(findings: &[Finding]) -> u8 {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["what", "measured", "target", "met"]);
     for Finding { what, measured, target, met, .. } in findings {
-        table.add_row([what.as_str(), measured, target, if *met { "yes" } else { "NO" }]);
+        table.add_row([*what, measured.as_str(), *target, if *met { "yes" } else { "NO" }]);
     }
     println!("\n{table}");
     u8::from(findings.iter().any(|finding| finding.promised && !finding.met))
