@@ -269,8 +269,9 @@ fn conflict(packet: &Packet) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dedup::MAX_TOPICS;
 
-    fn packet(key: u128, content: &'static [u8]) -> Box<Packet> {
+    fn packet(key: u128, content: &'static [u8]) -> Packet {
         let row = Row {
             repo_id: "repo".into(),
             packet_id: coderelay_schemas::packet_id::PacketId([key as u8; 16]),
@@ -280,7 +281,7 @@ mod tests {
             ingested_at_ms: 0,
             region: None,
         };
-        Box::new(Packet { entry: Entry { key, fingerprint: content[0].into() }, row })
+        Packet { entry: Entry { key, fingerprint: content[0].into() }, row }
     }
 
     /// A batch of records that only have a place, one after the other in a partition of `topics`.
@@ -294,10 +295,10 @@ mod tests {
         batch
     }
 
-    fn plan(batch: &Batch, memory: &Memory, packets: Vec<Box<Packet>>) -> Plan {
-        let mut plan = Plan { fates: packets.into_iter().map(Fate::Accepted).collect() };
-        plan.judge(batch, memory).unwrap();
-        plan
+    fn plan(batch: &Batch, memory: &Memory, packets: &[Packet]) -> Result<Plan, TooManyTopics> {
+        let mut plan = Plan { fates: packets.iter().map(|packet| Fate::Accepted(Box::new(packet.clone()))).collect() };
+        plan.judge(batch, memory)?;
+        Ok(plan)
     }
 
     fn memory() -> Memory {
@@ -317,7 +318,7 @@ mod tests {
         let contents = [b"one", b"two", b"six", b"one", b"two", b"six"];
         let packets: Vec<_> = contents.iter().map(|content| packet(1, *content)).collect();
         let memory = memory();
-        let mut plan = plan(&batch, &memory, packets.clone());
+        let mut plan = plan(&batch, &memory, &packets).unwrap();
         plan.settle(vec![STORED]);
         assert_eq!(plan.rows(), [&packets[0].row]);
         assert_eq!(plan.copies(), [&packets[2].row]);
@@ -334,15 +335,24 @@ mod tests {
         for (topic, accepted) in entries {
             memory.publish(3, topic, &accepted);
         }
-        let later = self::plan(&batch, &memory, packets);
+        let later = self::plan(&batch, &memory, &packets).unwrap();
         assert!(later.rows().is_empty() && later.copies().is_empty() && later.entries(&batch).is_empty());
+    }
+
+    #[test]
+    fn records_of_a_topic_too_many_are_not_judged() {
+        let topics: Vec<_> = (0..=MAX_TOPICS).map(|n| format!("region-{n}.code.packets.v1")).collect();
+        let batch = batch(&topics.iter().map(String::as_str).collect::<Vec<_>>());
+        let packets: Vec<_> = (0..topics.len()).map(|n| packet(n as u128, b"one")).collect();
+        let refused = plan(&batch, &memory(), &packets).unwrap_err().to_string();
+        assert!(refused.starts_with(&topics[MAX_TOPICS]), "{refused}");
     }
 
     #[test]
     fn a_copy_that_is_refused_leaves_its_place_to_the_next() {
         let batch = batch(&["code.packets.v1", "eu-west.code.packets.v1"]);
-        let packets = vec![packet(1, b"one"), packet(1, b"two")];
-        let mut plan = plan(&batch, &memory(), packets);
+        let packets = [packet(1, b"one"), packet(1, b"two")];
+        let mut plan = plan(&batch, &memory(), &packets).unwrap();
         plan.settle(vec![STORED]);
         plan.settle_copies(vec![refused()]);
         let sources: Vec<_> = plan.entries(&batch).into_keys().collect();
@@ -353,8 +363,8 @@ mod tests {
     fn with_a_packet_that_is_refused_its_duplicates_and_copies_are() {
         let (east, west) = ("code.packets.v1", "eu-west.code.packets.v1");
         let batch = batch(&[east, east, west, west]);
-        let packets = vec![packet(1, b"one"), packet(1, b"one"), packet(1, b"one"), packet(1, b"two")];
-        let mut plan = plan(&batch, &memory(), packets);
+        let packets = [packet(1, b"one"), packet(1, b"one"), packet(1, b"one"), packet(1, b"two")];
+        let mut plan = plan(&batch, &memory(), &packets).unwrap();
         plan.settle(vec![refused()]);
         assert!(plan.copies().is_empty() && plan.entries(&batch).is_empty());
         let reason = |fate: &Fate| match fate {

@@ -25,9 +25,9 @@ impl TopicSet {
 /// One source topic more than a process tells apart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{topic} is one topic too many: which copy of a packet is the first of its topic is remembered for {MAX_TOPICS} topics, and without \
-     that the regions' stores would come to differ. Nothing of it is processed: narrow source.topics to {MAX_TOPICS} topics and restart. \
-     Remembered are those of {known}"
+    "{topic} is one topic too many: the first copy of a packet that a topic brings is told from later ones for {MAX_TOPICS} topics, and \
+     otherwise the regions' stores would come to differ. No record of it is processed, nor any that is read with it, until source.topics \
+     takes at most {MAX_TOPICS} and the processor is restarted. It has records or ledger entries of {known}"
 )]
 pub struct TooManyTopics {
     topic: String,
