@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use coderelay_schemas::ledger::Entry;
-use coderelay_schemas::topics::PARTITIONS;
+use coderelay_schemas::topics::{PACKETS, PARTITIONS};
 use nix::time::{ClockId, clock_gettime};
 use processor::dedup::{Judgement, Memory};
 use procfs::process::Process;
@@ -30,14 +30,15 @@ pub fn measure(ids: u64) -> Result<Summary> {
     let memory = Memory::new(ids, WINDOW);
     let before = resident()?;
     let publishing = walk(ids, |partition, batch| {
-        memory.publish(partition, batch);
+        memory.publish(partition, PACKETS, batch);
         Ok(())
     })?;
     let bytes = resident()?.saturating_sub(before);
     ensure!((memory.len(), memory.evicted_early()) == (ids, 0), "{} of {ids} ids are remembered", memory.len());
+    let topic = memory.topic(PACKETS)?;
     let judging = |first: u64, expected: Judgement| {
         let took = walk(ids.min(JUDGED), |partition, batch| {
-            let batch: Vec<Entry> = batch.iter().map(|entry| id(entry.fingerprint + first)).collect();
+            let batch: Vec<_> = batch.iter().map(|entry| (topic, id(entry.fingerprint + first))).collect();
             let right = memory.judge(partition, &batch).iter().all(|judgement| *judgement == expected);
             ensure!(right, "an id was not judged {expected:?}");
             Ok(())
@@ -59,7 +60,7 @@ pub fn measure(ids: u64) -> Result<Summary> {
             ("bytes_per_id", bytes as f64 / ids as f64),
             ("publish_ids_per_cpu_s", per_second(ids, publishing)),
             ("judge_new_ids_per_cpu_s", judging(ids, Judgement::New)?),
-            ("judge_duplicate_ids_per_cpu_s", judging(0, Judgement::Duplicate)?),
+            ("judge_duplicate_ids_per_cpu_s", judging(0, Judgement::Duplicate { first: false })?),
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use coderelay_schemas::headers;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::pb::CodePacket;
+use coderelay_schemas::topics::PACKETS;
 use coderelay_schemas::validate::PacketLimits;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::Compression;
@@ -32,13 +33,15 @@ const PARTITIONS: usize = 12;
 /// A batch as it is polled: about a kilobyte of gzip each, new ids, in bursts. `checked`: verified by ingest.
 fn batch(checked: bool) -> Batch {
     let mut batch = Batch::default();
+    // As the source hands it out: all records of a topic share its name.
+    let topic = Arc::from(PACKETS);
     for number in 0..BatchConfig::default().max_records {
-        batch.push(record(number, checked));
+        batch.push(record(number, &topic, checked));
     }
     batch
 }
 
-fn record(number: usize, checked: bool) -> Record {
+fn record(number: usize, topic: &Arc<str>, checked: bool) -> Record {
     let source = include_str!("../src/cycle.rs");
     let from = number % 100 * 64;
     let text: String = source.chars().skip(from).take(2800).collect();
@@ -58,7 +61,7 @@ fn record(number: usize, checked: bool) -> Record {
         headers.push(headers::CHECKED, Some(headers::CHECKED_GZIP.as_bytes()));
     }
     Record {
-        source: TopicPartition { topic: Arc::from("code.packets.v1"), partition: (number / BURST % PARTITIONS) as i32 },
+        source: TopicPartition { topic: Arc::clone(topic), partition: (number / BURST % PARTITIONS) as i32 },
         offset: number as i64,
         timestamp_ms: Some(1_800_000_000_000),
         key: Some(packet.repo_id.clone().into()),
@@ -78,7 +81,7 @@ fn full_memory() -> Memory {
     // As batches bring them, partition by partition.
     let entries: Vec<_> = (0..CAPACITY).map(entry).collect();
     for (batch, entries) in entries.chunks(400).enumerate() {
-        memory.publish((batch % PARTITIONS) as i32, entries);
+        memory.publish((batch % PARTITIONS) as i32, PACKETS, entries);
     }
     memory
 }
@@ -93,7 +96,7 @@ fn benches(c: &mut Criterion) {
     group_of
         .bench_function("classify_unchecked", |b| b.iter(|| black_box(Plan::of(&unchecked, &memory, &limits, None))));
 
-    let plan = Plan::of(&checked, &memory, &limits, None);
+    let plan = Plan::of(&checked, &memory, &limits, None).expect("one topic");
     assert_eq!(plan.rows().len(), checked.len(), "every record is new");
     group_of.bench_function("group_rows", |b| {
         b.iter(|| black_box(group(&plan.rows(), cql.batch_rows, cql.batch_bytes.as_usize())));
@@ -102,7 +105,11 @@ fn benches(c: &mut Criterion) {
         b.iter(|| black_box((checked.next_offsets(), plan.entries(&checked))));
     });
     group_of.bench_function("remember", |b| {
-        b.iter(|| plan.entries(&checked).iter().for_each(|(partition, entries)| memory.publish(*partition, entries)));
+        b.iter(|| {
+            for (source, entries) in plan.entries(&checked) {
+                memory.publish(source.partition, &source.topic, &entries);
+            }
+        });
     });
     // Now the memory holds them.
     group_of

@@ -48,7 +48,9 @@ async fn main() {
         let from: BTreeMap<i32, Option<i64>> = (0..PARTITIONS).map(|partition| (partition, None)).collect();
         let started = Instant::now();
         let mut ledger = KafkaLedger::new(&identity);
-        ledger.replay(&from, UNIX_EPOCH, &mut |partition, entries| memory.publish(partition, entries)).unwrap();
+        ledger
+            .replay(&from, UNIX_EPOCH, &mut |partition, topic, entries| memory.publish(partition, topic, entries))
+            .unwrap();
         println!("replay_ids_per_second {:.0}", ids as f64 / started.elapsed().as_secs_f64());
         assert_eq!((memory.len(), memory.evicted_early()), (ids, 0));
     }

@@ -1,13 +1,14 @@
 //! The records of one turn and what becomes of each.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use coderelay_schemas::dlq::DlqReason;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::validate::PacketLimits;
 
 use crate::decode::{Packet, Rejection, Row, decode};
-use crate::dedup::{Judgement, Memory};
+use crate::dedup::{Judgement, Memory, TooManyTopics, TopicSet};
 use crate::ports::RowOutcome;
 use crate::record::{Record, TopicPartition};
 
@@ -78,9 +79,21 @@ pub enum Fate {
     /// Stored and published.
     Accepted(Box<Packet>),
     /// Seen before with the same content: counted and dropped.
-    Duplicate(Box<Packet>),
+    Duplicate {
+        /// What was dropped.
+        packet: Box<Packet>,
+        /// Whether it is the first that its topic brings of this id: then it is stored too.
+        first: bool,
+    },
     /// Seen before with other content: dead-lettered.
-    Conflict(Box<Packet>, Rejection),
+    Conflict {
+        /// What was dead-lettered; its entry is that of the accepted packet.
+        packet: Box<Packet>,
+        /// As for a duplicate.
+        first: bool,
+        /// Why.
+        rejection: Rejection,
+    },
     /// Dead-lettered.
     Rejected(Rejection),
 }
@@ -93,35 +106,62 @@ pub struct Plan {
 
 impl Plan {
     /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired.
-    pub fn of(batch: &Batch, memory: &Memory, limits: &PacketLimits, expired_before_ms: Option<i64>) -> Self {
+    ///
+    /// # Errors
+    /// When they come from more topics than are told apart.
+    pub fn of(
+        batch: &Batch,
+        memory: &Memory,
+        limits: &PacketLimits,
+        expired_before_ms: Option<i64>,
+    ) -> Result<Self, TooManyTopics> {
         let fate = |record| match expire(record, expired_before_ms) {
             Some(rejection) => Fate::Rejected(rejection),
             None => decode(record, limits).map_or_else(Fate::Rejected, |packet| Fate::Accepted(Box::new(packet))),
         };
         let mut plan = Self { fates: batch.records().iter().map(fate).collect() };
-        plan.judge(batch, memory);
-        plan
+        plan.judge(batch, memory)?;
+        Ok(plan)
     }
 
     /// Takes duplicates and conflicts out of the accepted packets, partition by partition.
-    fn judge(&mut self, batch: &Batch, memory: &Memory) {
+    fn judge(&mut self, batch: &Batch, memory: &Memory) -> Result<(), TooManyTopics> {
         let mut judgements: BTreeMap<i32, _> = self
-            .entries(batch)
+            .accepted(batch, memory)?
             .into_iter()
-            .map(|(partition, entries)| (partition, memory.judge(partition, &entries).into_iter()))
+            .map(|(partition, packets)| (partition, memory.judge(partition, &packets).into_iter()))
             .collect();
         let judged = std::mem::take(&mut self.fates).into_iter().zip(batch.records()).map(|(fate, record)| {
-            let Fate::Accepted(packet) = fate else { return fate };
+            let Fate::Accepted(mut packet) = fate else { return fate };
             match judgements.get_mut(&record.source.partition).and_then(Iterator::next) {
-                Some(Judgement::Duplicate) => Fate::Duplicate(packet),
-                Some(Judgement::Conflict) => {
+                Some(Judgement::Duplicate { first }) => Fate::Duplicate { packet, first },
+                Some(Judgement::Conflict { first, accepted }) => {
+                    packet.entry.fingerprint = accepted;
                     let rejection = conflict(&packet);
-                    Fate::Conflict(packet, rejection)
+                    Fate::Conflict { packet, first, rejection }
                 }
                 Some(Judgement::New) | None => Fate::Accepted(packet),
             }
         });
         self.fates = judged.collect();
+        Ok(())
+    }
+
+    /// Topic and entry of every packet that is accepted so far, by partition.
+    fn accepted(&self, batch: &Batch, memory: &Memory) -> Result<BTreeMap<i32, Vec<(TopicSet, Entry)>>, TooManyTopics> {
+        let mut accepted: BTreeMap<i32, Vec<_>> = BTreeMap::new();
+        let mut last: Option<(&Arc<str>, TopicSet)> = None;
+        for (record, fate) in batch.records().iter().zip(&self.fates) {
+            let (Fate::Accepted(packet), source) = (fate, &record.source) else { continue };
+            // Records come in runs of one topic.
+            let topic = match last {
+                Some((name, topic)) if Arc::ptr_eq(name, &source.topic) => topic,
+                _ => memory.topic(&source.topic)?,
+            };
+            last = Some((&source.topic, topic));
+            accepted.entry(source.partition).or_default().push((topic, packet.entry));
+        }
+        Ok(accepted)
     }
 
     /// The rows to store, in order.
@@ -135,18 +175,15 @@ impl Plan {
             .collect()
     }
 
-    /// The rows of other copies of packets that were accepted: duplicates and conflicts from partitions for which `several` holds, in
-    /// order. See [`Cycle`](crate::cycle::Cycle) for when they are stored too.
-    pub fn copies(&self, batch: &Batch, several: impl Fn(i32) -> bool) -> Vec<&Row> {
-        batch
-            .records()
+    /// The rows of the duplicates and conflicts that are to be stored too, in order: see [`Cycle`](crate::cycle::Cycle) for why.
+    pub fn copies(&self) -> Vec<&Row> {
+        self.fates
             .iter()
-            .zip(&self.fates)
-            .filter_map(|(record, fate)| match fate {
-                Fate::Duplicate(packet) | Fate::Conflict(packet, _) => {
-                    several(record.source.partition).then_some(&packet.row)
+            .filter_map(|fate| match fate {
+                Fate::Duplicate { packet, first: true } | Fate::Conflict { packet, first: true, .. } => {
+                    Some(&packet.row)
                 }
-                Fate::Accepted(_) | Fate::Rejected(_) => None,
+                _ => None,
             })
             .collect()
     }
@@ -167,15 +204,30 @@ impl Plan {
                     _ => continue,
                 },
                 // What it duplicates was not accepted after all.
-                Fate::Duplicate(packet) => match refused.get(&packet.entry.key) {
+                Fate::Duplicate { packet, .. } => match refused.get(&packet.entry.key) {
                     Some(rejection) => rejection.clone(),
                     None => continue,
                 },
                 // Its row would be one of a packet that was not accepted.
-                Fate::Conflict(packet, rejection) if refused.contains_key(&packet.entry.key) => rejection.clone(),
-                Fate::Conflict(..) | Fate::Rejected(_) => continue,
+                Fate::Conflict { packet, rejection, .. } if refused.contains_key(&packet.entry.key) => {
+                    rejection.clone()
+                }
+                Fate::Conflict { .. } | Fate::Rejected(_) => continue,
             };
             *fate = Fate::Rejected(rejection);
+        }
+    }
+
+    /// Lets the next copy of the same topic take the place of one whose row was refused: where that topic was read first, it did so too.
+    /// `outcomes` answer [`Plan::copies`] one by one.
+    pub fn settle_copies(&mut self, outcomes: Vec<RowOutcome>) {
+        let mut outcomes = outcomes.into_iter();
+        for fate in &mut self.fates {
+            if let Fate::Duplicate { first, .. } | Fate::Conflict { first, .. } = fate
+                && *first
+            {
+                *first = !matches!(outcomes.next(), Some(RowOutcome::Refused { .. }));
+            }
         }
     }
 
@@ -184,12 +236,15 @@ impl Plan {
         &self.fates
     }
 
-    /// The entries of accepted packets by partition.
-    pub fn entries(&self, batch: &Batch) -> BTreeMap<i32, Vec<Entry>> {
-        let mut entries: BTreeMap<i32, Vec<Entry>> = BTreeMap::new();
+    /// By source, the entries of the packets that were accepted and of those that are the first copies of their topic.
+    pub fn entries<'a>(&self, batch: &'a Batch) -> BTreeMap<&'a TopicPartition, Vec<Entry>> {
+        let mut entries: BTreeMap<_, Vec<Entry>> = BTreeMap::new();
         for (record, fate) in batch.records().iter().zip(&self.fates) {
-            if let Fate::Accepted(packet) = fate {
-                entries.entry(record.source.partition).or_default().push(packet.entry);
+            if let Fate::Accepted(packet)
+            | Fate::Duplicate { packet, first: true }
+            | Fate::Conflict { packet, first: true, .. } = fate
+            {
+                entries.entry(&record.source).or_default().push(packet.entry);
             }
         }
         entries
@@ -214,8 +269,9 @@ fn conflict(packet: &Packet) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dedup::MAX_TOPICS;
 
-    fn packet(key: u128, content: &'static [u8]) -> Box<Packet> {
+    fn packet(key: u128, content: &'static [u8]) -> Packet {
         let row = Row {
             repo_id: "repo".into(),
             packet_id: coderelay_schemas::packet_id::PacketId([key as u8; 16]),
@@ -225,46 +281,98 @@ mod tests {
             ingested_at_ms: 0,
             region: None,
         };
-        Box::new(Packet { entry: Entry { key, fingerprint: content[0].into() }, row })
+        Packet { entry: Entry { key, fingerprint: content[0].into() }, row }
     }
 
-    /// A batch of records that only have a place, from one partition.
-    fn batch(records: usize) -> Batch {
+    /// A batch of records that only have a place, one after the other in a partition of `topics`.
+    fn batch(topics: &[&str]) -> Batch {
         let mut batch = Batch::default();
-        for offset in 0..records {
-            let source = TopicPartition::new("code.packets.v1", 3);
-            let offset = offset as i64;
+        for (offset, topic) in (0..).zip(topics) {
+            let source = TopicPartition::new(*topic, 3);
             let headers = crate::record::Headers::default();
             batch.push(Record { source, offset, timestamp_ms: None, key: None, value: None, headers });
         }
         batch
     }
 
-    #[test]
-    fn copies_are_stored_where_their_packet_was_accepted_and_several_topics_feed_the_partition() {
-        let conflicting = |key| Fate::Conflict(packet(key, b"other"), conflict(&packet(key, b"other")));
-        let fates = vec![
-            Fate::Accepted(packet(1, b"one")),
-            Fate::Duplicate(packet(1, b"one")),
-            conflicting(1),
-            Fate::Accepted(packet(2, b"two")),
-            Fate::Duplicate(packet(2, b"two")),
-            conflicting(2),
-        ];
-        let mut plan = Plan { fates };
-        let refused = RowOutcome::Refused { detail: "too large".into(), attempts: 2 };
-        plan.settle(vec![RowOutcome::Stored, refused]);
+    fn plan(batch: &Batch, memory: &Memory, packets: &[Packet]) -> Result<Plan, TooManyTopics> {
+        let mut plan = Plan { fates: packets.iter().map(|packet| Fate::Accepted(Box::new(packet.clone()))).collect() };
+        plan.judge(batch, memory)?;
+        Ok(plan)
+    }
 
-        let batch = batch(6);
-        let copies: Vec<_> =
-            plan.copies(&batch, |partition| partition == 3).iter().map(|row| &row.content[..]).collect();
-        assert_eq!(copies, [b"one".as_slice(), b"other"]);
-        assert!(plan.copies(&batch, |_| false).is_empty());
+    fn memory() -> Memory {
+        Memory::new(1000, std::time::Duration::from_secs(3600))
+    }
+
+    const STORED: RowOutcome = RowOutcome::Stored;
+
+    fn refused() -> RowOutcome {
+        RowOutcome::Refused { detail: "too large".into(), attempts: 2 }
+    }
+
+    #[test]
+    fn the_first_copy_of_every_topic_is_stored_and_entered_in_the_ledger() {
+        let (east, west) = ("code.packets.v1", "eu-west.code.packets.v1");
+        let batch = batch(&[east, east, west, west, west, east]);
+        let contents = [b"one", b"two", b"six", b"one", b"two", b"six"];
+        let packets: Vec<_> = contents.iter().map(|content| packet(1, *content)).collect();
+        let memory = memory();
+        let mut plan = plan(&batch, &memory, &packets).unwrap();
+        plan.settle(vec![STORED]);
+        assert_eq!(plan.rows(), [&packets[0].row]);
+        assert_eq!(plan.copies(), [&packets[2].row]);
+        plan.settle_copies(vec![STORED]);
+
+        let entries: Vec<_> =
+            plan.entries(&batch).into_iter().map(|(source, entries)| (&*source.topic, entries)).collect();
+        let accepted = vec![packets[0].entry];
+        assert_eq!(
+            entries,
+            [(east, accepted.clone()), (west, accepted)],
+            "also where the first copy has other content"
+        );
+        for (topic, accepted) in entries {
+            memory.publish(3, topic, &accepted);
+        }
+        let later = self::plan(&batch, &memory, &packets).unwrap();
+        assert!(later.rows().is_empty() && later.copies().is_empty() && later.entries(&batch).is_empty());
+    }
+
+    #[test]
+    fn records_of_a_topic_too_many_are_not_judged() {
+        let topics: Vec<_> = (0..=MAX_TOPICS).map(|n| format!("region-{n}.code.packets.v1")).collect();
+        let batch = batch(&topics.iter().map(String::as_str).collect::<Vec<_>>());
+        let packets: Vec<_> = (0..topics.len()).map(|n| packet(n as u128, b"one")).collect();
+        let refused = plan(&batch, &memory(), &packets).unwrap_err().to_string();
+        assert!(refused.starts_with(&topics[MAX_TOPICS]), "{refused}");
+    }
+
+    #[test]
+    fn a_copy_that_is_refused_leaves_its_place_to_the_next() {
+        let batch = batch(&["code.packets.v1", "eu-west.code.packets.v1"]);
+        let packets = [packet(1, b"one"), packet(1, b"two")];
+        let mut plan = plan(&batch, &memory(), &packets).unwrap();
+        plan.settle(vec![STORED]);
+        plan.settle_copies(vec![refused()]);
+        let sources: Vec<_> = plan.entries(&batch).into_keys().collect();
+        assert_eq!(sources, [&batch.records()[0].source]);
+    }
+
+    #[test]
+    fn with_a_packet_that_is_refused_its_duplicates_and_copies_are() {
+        let (east, west) = ("code.packets.v1", "eu-west.code.packets.v1");
+        let batch = batch(&[east, east, west, west]);
+        let packets = [packet(1, b"one"), packet(1, b"one"), packet(1, b"one"), packet(1, b"two")];
+        let mut plan = plan(&batch, &memory(), &packets).unwrap();
+        plan.settle(vec![refused()]);
+        assert!(plan.copies().is_empty() && plan.entries(&batch).is_empty());
         let reason = |fate: &Fate| match fate {
             Fate::Rejected(rejection) => rejection.reason,
             other => panic!("{other:?}"),
         };
-        let reasons: Vec<_> = plan.fates()[3..].iter().map(reason).collect();
-        assert_eq!(reasons, [DlqReason::StoreRejected, DlqReason::StoreRejected, DlqReason::IdConflict]);
+        let reasons: Vec<_> = plan.fates().iter().map(reason).collect();
+        let rejected = DlqReason::StoreRejected;
+        assert_eq!(reasons, [rejected, rejected, rejected, DlqReason::IdConflict]);
     }
 }

@@ -197,7 +197,7 @@ pub struct DedupConfig {
     /// How long an accepted id is remembered. Has to be shorter than the ledger topic's retention, which is one day.
     #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(82_800)))]
     pub window: HumanDuration,
-    /// Ids remembered at once, over all workers: at least 9/8 of the window times the packets accepted per second, at 29 to 57 bytes of
+    /// Ids remembered at once, over all workers: at least 9/8 of the window times the packets accepted per second, at 30 to 59 bytes of
     /// memory each. When more are accepted within the window, the oldest are forgotten early, and a duplicate of those would pass:
     /// `coderelay_dedup_evictions_total` counts them.
     #[garde(range(min = 1))]

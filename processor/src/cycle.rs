@@ -14,13 +14,14 @@
 //! 3. **A partition is processed only after its ledger was replayed**, up to everything its former owners committed.
 //!
 //! Where a partition is fed by several topics, those of several regions, the other region may see the copies of a packet in another
-//! order and accept another one. So that both stores end with the same row, each writes all copies that it reads, and CQL keeps the one
-//! with the highest write timestamp; of two with the same, in every column the larger value. What is written depends on which copies
-//! there are and no more on their order.
+//! order and accept another one. So that both stores end with the same row, each writes the first copy that every topic brings, and CQL
+//! keeps the one with the highest write timestamp; of two with the same, in every column the larger value. Later copies in a topic are
+//! never written. What is written depends on the order within each topic, which a mirror keeps, and on none between them. The ledger has
+//! an entry for each copy that was written, so that this, too, outlives a restart.
 //!
 //! Any doubt ends the cycle with a [`Fault`]: its owner makes new clients, and rule 3 tells what had been committed.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -85,8 +86,6 @@ pub struct Cycle<S, L, K, T, C> {
     batch: Batch,
     /// When the first record of the batch was polled.
     begun: Option<Instant>,
-    /// What is this member's.
-    assigned: BTreeSet<TopicPartition>,
     /// Assigned, but the ledger was not replayed yet.
     unreplayed: Vec<TopicPartition>,
     /// The committed offsets at assignment: nothing below them may be read.
@@ -126,7 +125,7 @@ where
         stopped: impl Fn() -> bool + 'static,
     ) -> Self {
         let World { source, ledger, store, transaction, clock } = world;
-        let (batch, assigned, unreplayed, floors) = (Batch::default(), BTreeSet::new(), Vec::new(), BTreeMap::new());
+        let (batch, unreplayed, floors) = (Batch::default(), Vec::new(), BTreeMap::new());
         let stopped = Box::new(stopped);
         Self {
             source,
@@ -140,7 +139,6 @@ where
             pace,
             batch,
             begun: None,
-            assigned,
             unreplayed,
             floors,
             stopped,
@@ -167,7 +165,7 @@ where
                 self.batch = Batch::default();
                 return Ok(0);
             };
-            let plan = self.classify();
+            let plan = self.classify()?;
             match self.write(plan) {
                 Ok(plan) => return self.commit(&plan, &membership),
                 Err(unavailable) => self.wait_for_store(&unavailable)?,
@@ -220,14 +218,10 @@ where
                 }
                 self.batch.push(record);
             }
-            Polled::Assigned(partitions) => {
-                self.assigned.extend(partitions.iter().cloned());
-                self.unreplayed.extend(partitions);
-            }
+            Polled::Assigned(partitions) => self.unreplayed.extend(partitions),
             Polled::Revoked(partitions) => {
                 self.batch.drop_partitions(&partitions);
                 let revoked: HashSet<_> = partitions.into_iter().collect();
-                self.assigned.retain(|partition| !revoked.contains(partition));
                 self.unreplayed.retain(|partition| !revoked.contains(partition));
                 self.floors.retain(|partition, _| !revoked.contains(partition));
             }
@@ -273,9 +267,9 @@ where
             self.unreplayed.iter().map(|tp| (tp.partition, self.memory.replayed_to(tp.partition))).collect();
         let since = self.clock.wall().checked_sub(self.limits.window + CLOCK_SKEW).unwrap_or(UNIX_EPOCH);
         let mut entries = 0_u64;
-        let ends = self.ledger.replay(&from, since, &mut |partition, committed| {
+        let ends = self.ledger.replay(&from, since, &mut |partition, topic, committed| {
             entries += committed.len() as u64;
-            self.memory.publish(partition, committed);
+            self.memory.publish(partition, topic, committed);
         })?;
         for (partition, end) in ends {
             self.memory.mark_replayed(partition, end);
@@ -301,21 +295,23 @@ where
 
     // ---- commit phase -----------------------------------------------------------------------------------------------------
 
-    fn classify(&self) -> Plan {
+    fn classify(&self) -> Result<Plan, Fault> {
         let expired_before_ms =
             self.limits.expiry.filter(|expiry| self.source.backlog() > expiry.backlog).map(|expiry| {
                 let before = self.clock.wall().checked_sub(expiry.max_age).unwrap_or(UNIX_EPOCH);
                 before.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
             });
         Plan::of(&self.batch, &self.memory, &self.limits.packet, expired_before_ms)
+            .map_err(|error| Fault::Restart(error.to_string()))
     }
 
-    /// Writes the accepted rows, and then the rows of their copies from several regions. Accepted rows the store refuses for their content
-    /// become rejections; the others are not held up by them. A copy that is refused changes nothing: its packet is in the store.
+    /// Writes the accepted rows, and then those of the first copies that other topics bring. Accepted rows the store refuses for their
+    /// content become rejections; the others are not held up by them. A copy that is refused was never there: its packet is in the store.
     fn write(&mut self, mut plan: Plan) -> Result<Plan, Unavailable> {
         let outcomes = self.store_rows(&plan.rows())?;
         plan.settle(outcomes);
-        self.store_rows(&plan.copies(&self.batch, |partition| self.is_fed_by_several(partition)))?;
+        let outcomes = self.store_rows(&plan.copies())?;
+        plan.settle_copies(outcomes);
         failpoint::hit("after-store");
         Ok(plan)
     }
@@ -328,10 +324,6 @@ where
         self.pace.observe(sample, self.clock.now());
         self.metrics.store_up(true);
         Ok(outcomes)
-    }
-
-    fn is_fed_by_several(&self, partition: i32) -> bool {
-        self.assigned.iter().filter(|assigned| assigned.partition == partition).nth(1).is_some()
     }
 
     /// Waits until the store answers, with fetching paused but always polling. Keeps the batch, except what is revoked meanwhile.
@@ -365,14 +357,14 @@ where
         for (record, fate) in self.batch.records().iter().zip(plan.fates()) {
             match fate {
                 Fate::Accepted(_) => self.transaction.publish(record)?,
-                Fate::Conflict(_, rejection) | Fate::Rejected(rejection) => {
+                Fate::Conflict { rejection, .. } | Fate::Rejected(rejection) => {
                     self.transaction.dead_letter(record, rejection)?;
                 }
-                Fate::Duplicate(_) => {}
+                Fate::Duplicate { .. } => {}
             }
         }
-        for (partition, entries) in &entries {
-            self.transaction.remember(*partition, entries)?;
+        for (source, entries) in &entries {
+            self.transaction.remember(source, entries)?;
         }
         failpoint::hit("before-send-offsets");
         self.transaction.send_offsets(&self.batch.next_offsets(), membership)?;
@@ -380,8 +372,8 @@ where
         self.transaction.commit()?;
         failpoint::hit("after-commit");
 
-        for (partition, entries) in &entries {
-            self.memory.publish(*partition, entries);
+        for (source, entries) in &entries {
+            self.memory.publish(source.partition, &source.topic, entries);
         }
         let now = self.clock.now();
         self.metrics.committed(plan.fates(), now.saturating_duration_since(started));

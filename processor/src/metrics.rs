@@ -152,8 +152,8 @@ impl Metrics {
         for fate in fates {
             match fate {
                 Fate::Accepted(_) => accepted += 1,
-                Fate::Duplicate(_) => duplicates += 1,
-                Fate::Conflict(_, rejection) | Fate::Rejected(rejection) => {
+                Fate::Duplicate { .. } => duplicates += 1,
+                Fate::Conflict { rejection, .. } | Fate::Rejected(rejection) => {
                     *rejected.entry(rejection.reason).or_default() += 1;
                 }
             }

@@ -86,8 +86,8 @@ pub trait Source {
 
 /// The ledger topic as a reader of committed records sees it.
 pub trait Ledger {
-    /// Hands every entry that was committed before this call to `visit`, with its partition and in its order there: from the given offset,
-    /// or from `since`, whichever is later. Returns for each partition the offset up to which it is now known.
+    /// Hands every entry that was committed before this call to `visit`, with its partition and source topic and in its order there: from
+    /// the given offset, or from `since`, whichever is later. Returns for each partition the offset up to which it is now known.
     ///
     /// # Errors
     /// When the topic cannot be read to its end.
@@ -95,7 +95,7 @@ pub trait Ledger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         since: SystemTime,
-        visit: &mut dyn FnMut(i32, &[Entry]),
+        visit: &mut dyn FnMut(i32, &str, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault>;
 }
 
@@ -156,11 +156,11 @@ pub trait Transaction {
     /// See [`Transaction::begin`].
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault>;
 
-    /// Appends accepted entries to one partition of the ledger.
+    /// Appends entries of packets from `source` to the partition of the ledger that has the same number.
     ///
     /// # Errors
     /// See [`Transaction::begin`].
-    fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault>;
+    fn remember(&mut self, source: &TopicPartition, entries: &[Entry]) -> Result<(), Fault>;
 
     /// Adds the offsets from which the group is to continue.
     ///

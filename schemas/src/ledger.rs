@@ -1,10 +1,13 @@
 //! The packed dedup entries in `code.packets.ledger.v1`.
 //!
-//! One record holds the entries of one transaction for one partition: a version byte, then 24 bytes an entry, big-endian:
+//! One record holds the entries of one transaction for one partition of one source topic, which the header `source-topic` names: a
+//! version byte, then 24 bytes an entry, big-endian:
 //!
 //! ```text
 //! 01 | key (16) fingerprint (8) | key (16) fingerprint (8) | …
 //! ```
+//!
+//! An id has an entry for every topic that brought it, each with the fingerprint of the content that was accepted.
 
 use crate::packet_id::{PacketId, update_prefixed};
 
@@ -12,6 +15,9 @@ use crate::packet_id::{PacketId, update_prefixed};
 pub const VERSION: u8 = 1;
 /// Encoded size of one entry in bytes.
 pub const ENTRY_LEN: usize = 24;
+
+/// Header with the name of the topic in which the packets were seen. Earlier releases left it out; theirs were seen in the region's own.
+pub const SOURCE_TOPIC: &str = "source-topic";
 
 /// One accepted packet: that it was seen, and with which content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,8 +8,9 @@ use std::time::Duration;
 use coderelay_schemas::ledger::Entry;
 use moka::sync::Cache;
 
-use super::Judgement;
-use super::page::{Page, Table};
+use super::page::{Page, Slot, Table};
+use super::topics::Topics;
+use super::{Judgement, TooManyTopics, TopicSet};
 
 /// A page takes ids for this fraction of the window and stays by as much longer than the window.
 const SLICES_PER_WINDOW: u32 = 8;
@@ -22,12 +23,13 @@ const PAGES_PER_CAPACITY: u64 = 16;
 /// departure is counted, because it is the one way a duplicate could pass. Ids of partitions that moved elsewhere stay too: they are as
 /// true as before, and should the partition come back, only the ledger's tail has to be read.
 ///
-/// An entry of its own in the cache would cost an id 370 bytes; in a page it costs 29 to 57.
+/// An entry of its own in the cache would cost an id 370 bytes; in a page it costs 30 to 59.
 #[derive(Debug)]
 pub struct Memory {
     /// By number, in the order in which they were opened. Their time to live is the window and a slice.
     pages: Cache<u64, Arc<Page>>,
     index: Mutex<Index>,
+    topics: Topics,
     capacity: u64,
     page_capacity: usize,
     window: Duration,
@@ -62,6 +64,7 @@ impl Memory {
                 })
                 .build(),
             index: Mutex::default(),
+            topics: Topics::default(),
             capacity,
             page_capacity: capacity.div_ceil(PAGES_PER_CAPACITY).max(1) as usize,
             window,
@@ -70,8 +73,19 @@ impl Memory {
         }
     }
 
-    /// Remembers `entries`, which are committed in ledger partition `partition`, from now on for the window.
-    pub fn publish(&self, partition: i32, mut entries: &[Entry]) {
+    /// The set of source topic `topic` alone.
+    ///
+    /// # Errors
+    /// When [`MAX_TOPICS`](super::MAX_TOPICS) others were seen since the start.
+    pub fn topic(&self, topic: &str) -> Result<TopicSet, TooManyTopics> {
+        self.topics.only(topic)
+    }
+
+    /// Remembers `entries`, which are committed in ledger partition `partition` as seen in source topic `topic`, from now on for the
+    /// window.
+    pub fn publish(&self, partition: i32, topic: &str, mut entries: &[Entry]) {
+        // A topic too many is none whose records are processed: it is from the ledger, where it was read under another configuration.
+        let topics = self.topic(topic).unwrap_or_default();
         let mut index = self.index();
         while !entries.is_empty() {
             let mut pages = self.pages_of(&mut index, partition);
@@ -81,30 +95,40 @@ impl Memory {
             let Some(page) = pages.pop_back() else { return };
             let room = self.page_capacity - page.len();
             let (fitting, rest) = entries.split_at(room.min(entries.len()));
-            page.insert(fitting);
-            for older in &pages {
-                older.yield_to_younger(fitting);
-            }
+            page.insert(fitting, topics, &pages);
             self.evict(&mut index);
             entries = rest;
         }
     }
 
-    /// What is to become of `entries`, which are not committed yet, in ledger partition `partition`: each is judged as though those
-    /// before it had been accepted. Nothing is remembered of it.
-    pub fn judge(&self, partition: i32, entries: &[Entry]) -> Vec<Judgement> {
+    /// What is to become of packets that are not committed yet, in ledger partition `partition`, each with its source topic: each is
+    /// judged as though those before it had been committed. Nothing is remembered of it.
+    pub fn judge(&self, partition: i32, packets: &[(TopicSet, Entry)]) -> Vec<Judgement> {
         let pages = self.pages_of(&mut self.index(), partition);
         let newest_first: Vec<_> = pages.iter().rev().map(|page| page.read()).collect();
         let mut pending = Table::default();
-        let judge = |entry: &Entry| {
+        let judge = |(topic, entry): &(TopicSet, Entry)| {
             let remembered = newest_first.iter().find_map(|page| page.get(entry.key));
-            let judgement = Judgement::of(remembered.or_else(|| pending.get(entry.key)), entry);
-            if judgement == Judgement::New {
-                pending.insert(entry);
+            let seen = match remembered {
+                Some(slot) if slot.topics.contains(*topic) => Some(slot),
+                _ => pending.get(entry.key).or(remembered),
+            };
+            let Some(slot) = seen else {
+                pending.insert(Slot::new(entry, *topic));
+                return Judgement::New;
+            };
+            let first = !slot.topics.contains(*topic);
+            if first {
+                pending.insert(slot.also_in(*topic));
             }
-            judgement
+            let accepted = slot.fingerprint;
+            if accepted == entry.fingerprint {
+                Judgement::Duplicate { first }
+            } else {
+                Judgement::Conflict { first, accepted }
+            }
         };
-        entries.iter().map(judge).collect()
+        packets.iter().map(judge).collect()
     }
 
     /// The ledger offset from which `partition` has yet to be replayed; `None` when it never was.
@@ -196,6 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dedup::MAX_TOPICS;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -203,54 +228,104 @@ mod tests {
         Entry { key, fingerprint }
     }
 
+    const DUPLICATE: Judgement = Judgement::Duplicate { first: false };
+
+    /// Everything is seen in one topic unless it is told otherwise.
+    const TOPIC: &str = "code.packets.v1";
+    const MIRROR: &str = "eu-west.code.packets.v1";
+
+    fn judge_in(memory: &Memory, partition: i32, topic: &str, entries: &[Entry]) -> Vec<Judgement> {
+        let topic = memory.topic(topic).unwrap();
+        memory.judge(partition, &entries.iter().map(|entry| (topic, *entry)).collect::<Vec<_>>())
+    }
+
     fn judge(memory: &Memory, key: u128, fingerprint: u64) -> Judgement {
-        memory.judge(0, &[entry(key, fingerprint)])[0]
+        judge_in(memory, 0, TOPIC, &[entry(key, fingerprint)])[0]
     }
 
     #[test]
     fn an_id_is_new_once_then_a_duplicate_then_a_conflict_with_other_content() {
         let memory = Memory::new(1000, HOUR);
         assert_eq!(judge(&memory, 1, 7), Judgement::New);
-        memory.publish(0, &[entry(1, 7)]);
-        assert_eq!(judge(&memory, 1, 7), Judgement::Duplicate);
-        assert_eq!(judge(&memory, 1, 8), Judgement::Conflict);
-        assert_eq!(memory.judge(1, &[entry(1, 7)]), [Judgement::New], "partitions know nothing of each other");
+        memory.publish(0, TOPIC, &[entry(1, 7)]);
+        assert_eq!(judge(&memory, 1, 7), DUPLICATE);
+        assert_eq!(judge(&memory, 1, 8), Judgement::Conflict { first: false, accepted: 7 });
+        assert_eq!(
+            judge_in(&memory, 1, TOPIC, &[entry(1, 7)]),
+            [Judgement::New],
+            "partitions know nothing of each other"
+        );
     }
 
     #[test]
     fn a_batch_sees_its_own_ids_and_leaves_no_trace() {
         let memory = Memory::new(1000, HOUR);
-        let batch = [entry(1, 7), entry(1, 7), entry(1, 8), entry(2, 7)];
-        let judged = [Judgement::New, Judgement::Duplicate, Judgement::Conflict, Judgement::New];
+        let [here, there] = [TOPIC, MIRROR].map(|topic| memory.topic(topic).unwrap());
+        let conflict = |first| Judgement::Conflict { first, accepted: 7 };
+        let batch = [
+            ((here, entry(1, 7)), Judgement::New),
+            ((here, entry(1, 7)), DUPLICATE),
+            ((there, entry(1, 8)), conflict(true)),
+            ((there, entry(1, 8)), conflict(false)),
+            ((here, entry(1, 8)), conflict(false)),
+            ((there, entry(1, 7)), DUPLICATE),
+            ((here, entry(2, 7)), Judgement::New),
+        ];
+        let (batch, judged): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         assert_eq!(memory.judge(0, &batch), judged);
         assert_eq!(memory.judge(0, &batch), judged);
         assert!(memory.is_empty());
     }
 
     #[test]
+    fn an_id_is_the_first_once_in_every_topic_whatever_page_it_moves_to() {
+        // A page takes one id.
+        let memory = Memory::new(16, HOUR);
+        let topics = (0..MAX_TOPICS).map(|n| format!("region-{n}.code.packets.v1"));
+        for (n, topic) in topics.enumerate() {
+            let first = if n == 0 { Judgement::New } else { Judgement::Duplicate { first: true } };
+            assert_eq!(judge_in(&memory, 0, &topic, &[entry(1, 7), entry(1, 7)]), [first, DUPLICATE]);
+            memory.publish(0, &topic, &[entry(1, 7)]);
+            memory.publish(0, &topic, &[entry(100 + n as u128, 7)]);
+        }
+        let seen =
+            |n: usize| judge_in(&memory, 0, &format!("region-{n}.code.packets.v1"), &[entry(1, 7)]) == [DUPLICATE];
+        assert!((0..MAX_TOPICS).all(seen));
+        assert_eq!((memory.len(), memory.evicted_early()), (9, 0));
+    }
+
+    #[test]
+    fn an_id_that_is_accepted_anew_begins_anew() {
+        let memory = Memory::new(1000, HOUR);
+        memory.publish(0, TOPIC, &[entry(1, 7)]);
+        memory.publish(0, MIRROR, &[entry(1, 8)]);
+        assert_eq!(judge(&memory, 1, 8), Judgement::Duplicate { first: true });
+    }
+
+    #[test]
     fn ids_pushed_out_by_the_capacity_are_counted() {
         let memory = Memory::new(10, HOUR);
-        memory.publish(0, &(0..1000).map(|key| entry(key, 0)).collect::<Vec<_>>());
+        memory.publish(0, TOPIC, &(0..1000).map(|key| entry(key, 0)).collect::<Vec<_>>());
         assert_eq!(memory.len(), 10);
         assert_eq!(memory.evicted_early(), 990);
-        assert_eq!(judge(&memory, 999, 0), Judgement::Duplicate, "the newest stay");
+        assert_eq!(judge(&memory, 999, 0), DUPLICATE, "the newest stay");
     }
 
     #[test]
     fn the_oldest_page_of_any_partition_leaves_first() {
         let memory = Memory::new(16, HOUR);
         for (partition, key) in (0..17).map(|key| (key % 3, key as u128)) {
-            memory.publish(partition, &[entry(key, 0)]);
+            memory.publish(partition, TOPIC, &[entry(key, 0)]);
         }
         assert_eq!(judge(&memory, 0, 0), Judgement::New);
-        assert_eq!(memory.judge(1, &[entry(1, 0)]), [Judgement::Duplicate]);
+        assert_eq!(judge_in(&memory, 1, TOPIC, &[entry(1, 0)]), [DUPLICATE]);
         assert_eq!(memory.evicted_early(), 1);
     }
 
     #[test]
     fn an_id_leaves_when_its_window_ends_and_that_is_no_alarm() {
         let memory = Memory::new(10, Duration::from_millis(20));
-        memory.publish(0, &[entry(1, 7)]);
+        memory.publish(0, TOPIC, &[entry(1, 7)]);
         sleep(Duration::from_millis(40));
         assert_eq!(judge(&memory, 1, 8), Judgement::New);
         assert_eq!((memory.len(), memory.evicted_early()), (0, 0));
@@ -286,7 +361,7 @@ mod tests {
 
     /// What the memory holds under `key`, asked with fingerprints that no step uses twice.
     fn recall(memory: &Memory, partition: i32, key: u8) -> Option<u64> {
-        (0..3).find(|fingerprint| memory.judge(partition, &[entry(key.into(), *fingerprint)]) == [Judgement::Duplicate])
+        (0..3).find(|fingerprint| judge_in(memory, partition, TOPIC, &[entry(key.into(), *fingerprint)]) == [DUPLICATE])
     }
 
     proptest! {
@@ -303,7 +378,7 @@ mod tests {
                     Step::Sleep(millis) => sleep(Duration::from_millis(millis)),
                     Step::Publish(partition, ids) => {
                         let before = Instant::now();
-                        memory.publish(partition, &entries(&ids));
+                        memory.publish(partition, TOPIC, &entries(&ids));
                         let after = Instant::now();
                         model.extend(ids.iter().map(|(id, fingerprint)| ((partition, *id), (*fingerprint, before, after))));
                     }
@@ -330,7 +405,7 @@ mod tests {
             for step in steps {
                 let Step::Publish(_, ids) = step else { continue };
                 for id in ids {
-                    memory.publish(0, &entries(&[id]));
+                    memory.publish(0, TOPIC, &entries(&[id]));
                     model.retain(|(key, _)| *key != id.0);
                     model.push(id);
                     let held = memory.len() as usize;

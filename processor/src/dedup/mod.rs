@@ -5,10 +5,10 @@
 
 mod memory;
 mod page;
+mod topics;
 
 pub use memory::Memory;
-
-use coderelay_schemas::ledger::Entry;
+pub use topics::{MAX_TOPICS, TooManyTopics, TopicSet};
 
 /// What the memory says of a packet's id and content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +16,15 @@ pub enum Judgement {
     /// The id was not seen within the window.
     New,
     /// The id was seen with the same content.
-    Duplicate,
+    Duplicate {
+        /// Whether the topic brings the id for the first time.
+        first: bool,
+    },
     /// The id was seen with other content.
-    Conflict,
-}
-
-impl Judgement {
-    fn of(remembered: Option<u64>, entry: &Entry) -> Self {
-        match remembered {
-            None => Self::New,
-            Some(fingerprint) if fingerprint == entry.fingerprint => Self::Duplicate,
-            Some(_) => Self::Conflict,
-        }
-    }
+    Conflict {
+        /// Whether the topic brings the id for the first time.
+        first: bool,
+        /// The fingerprint of the content that was accepted.
+        accepted: u64,
+    },
 }

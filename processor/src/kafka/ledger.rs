@@ -13,6 +13,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::error;
 
+use super::source::headers;
 use super::{Identity, REQUEST_TIMEOUT};
 use crate::ports::{Fault, Ledger};
 
@@ -100,7 +101,7 @@ impl KafkaLedger {
         &self,
         reader: &Reader,
         starts: &BTreeMap<i32, i64>,
-        visit: &mut dyn FnMut(i32, &[Entry]),
+        visit: &mut dyn FnMut(i32, &str, &[Entry]),
     ) -> Result<(), Fault> {
         let mut entries = Vec::new();
         let mut assignment = TopicPartitionList::with_capacity(starts.len());
@@ -120,7 +121,10 @@ impl KafkaLedger {
                         Ok(decoded) => {
                             entries.clear();
                             entries.extend(decoded);
-                            visit(message.partition(), &entries);
+                            let headers = message.headers().map(headers).unwrap_or_default();
+                            // Earlier releases named no topic.
+                            let topic = headers.last_str(ledger::SOURCE_TOPIC).unwrap_or(&self.identity.topics.packets);
+                            visit(message.partition(), topic, &entries);
                         }
                         Err(error @ LedgerError::UnknownVersion(_)) => {
                             return Err(Fault::restart(
@@ -174,7 +178,7 @@ impl Ledger for KafkaLedger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         since: SystemTime,
-        visit: &mut dyn FnMut(i32, &[Entry]),
+        visit: &mut dyn FnMut(i32, &str, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault> {
         let committed = self.reader("read_committed")?;
         let uncommitted = self.reader("read_uncommitted")?;

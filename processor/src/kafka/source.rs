@@ -225,7 +225,8 @@ fn record(topics: &mut HashMap<String, Arc<str>>, message: &BorrowedMessage<'_>)
 /// Bytes of a header, about: a few of those that ingest writes are longer, most are shorter.
 const HEADER_SIZE: usize = 48;
 
-fn headers(borrowed: &BorrowedHeaders) -> Headers {
+/// Copies headers out of librdkafka's buffers.
+pub(super) fn headers(borrowed: &BorrowedHeaders) -> Headers {
     let mut headers = Headers::with_capacity(borrowed.count() * HEADER_SIZE);
     for index in 0..borrowed.count() {
         // rust-rdkafka panics at a name that is not UTF-8, which any client may write; such a header cannot be carried on.

@@ -158,10 +158,11 @@ impl Transaction for KafkaTransaction {
         self.send(BaseRecord { key: letter.key, payload: letter.value, ..copy(record, &self.topics.dlq, headers) })
     }
 
-    fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
+    fn remember(&mut self, source: &TopicPartition, entries: &[Entry]) -> Result<(), Fault> {
         for entries in entries.chunks(ENTRIES_PER_RECORD) {
             let value = ledger::encode(entries.iter().copied());
-            let record = BaseRecord::to(&self.topics.ledger).partition(partition);
+            let headers = owned([(ledger::SOURCE_TOPIC, Some(source.topic.as_bytes()))]);
+            let record = BaseRecord::to(&self.topics.ledger).partition(source.partition).headers(headers);
             self.send(record.payload(value.as_slice()))?;
         }
         Ok(())

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 
 use coderelay_schemas::dlq;
 use coderelay_schemas::headers::REGION;
+use coderelay_schemas::ledger::{self, Entry};
+use coderelay_schemas::packet_id::PacketId;
 use scylla::value::{CqlDate, CqlTimestamp};
 
-use crate::support::{PARTITIONS, Source, World, by_ingest, eventually, gzip, id_of, now_ms, packet};
+use crate::support::{PARTITIONS, Read, Source, World, by_ingest, eventually, gzip, id_of, now_ms, packet};
 
 /// What `region`'s ingest writes of packet `n` at `timestamp`.
 fn copy(n: u32, region: &str, timestamp: i64, content: Option<&str>) -> Source {
@@ -48,9 +50,64 @@ async fn rows(world: &World) -> BTreeMap<(String, u32, Vec<u8>), Row> {
     rows
 }
 
+/// What two regions' ingests wrote, in their order.
+struct Topics {
+    east: Vec<Source>,
+    west: Vec<Source>,
+}
+
+/// What became of the records in one region.
+struct Outcome {
+    rows: BTreeMap<(String, u32, Vec<u8>), Row>,
+    /// The contents that the dead letters hold, with the region that took them.
+    conflicts: Vec<(String, Vec<u8>)>,
+}
+
+/// The outcomes of us-east and eu-west, each of which reads its own topic first. `pieces`: a topic is read in so many, and the processor
+/// restarted after each.
+async fn both(topics: &Topics, ids: &[PacketId], pieces: usize) -> [Outcome; 2] {
+    let east = outcome("us-east", &topics.east, "eu-west", &topics.west, ids, pieces).await;
+    let west = outcome("eu-west", &topics.west, "us-east", &topics.east, ids, pieces).await;
+    [east, west]
+}
+
+async fn outcome(
+    region: &str,
+    own: &[Source],
+    other: &str,
+    mirrored: &[Source],
+    ids: &[PacketId],
+    pieces: usize,
+) -> Outcome {
+    let world = World::new().await;
+    let mirror = world.mirror_of(other, PARTITIONS).await;
+    let start = || world.processor(region).set("source.topics", format!("{},{mirror}", world.topics.packets)).ready();
+    let mut processor = start().await;
+    for (topic, records) in [(&world.topics.packets, own), (&mirror, mirrored)] {
+        for piece in records.chunks(records.len().div_ceil(pieces)) {
+            world.produce_to(topic, piece);
+            eventually("the copies are accounted for", async || world.lag_of(topic).await == 0).await;
+            if pieces > 1 {
+                processor.stop().await;
+                processor = start().await;
+            }
+        }
+    }
+    processor.stop().await;
+    world.assert_exactly_once(ids).await;
+    let letters = world.committed(&world.topics.dlq);
+    assert!(letters.iter().all(|letter| letter.header(dlq::DLQ_REASON).as_deref() == Some("id_conflict")));
+    let conflict = |letter: &Read| (letter.header(REGION).unwrap(), letter.packet().content.to_vec());
+    Outcome { rows: rows(&world).await, conflicts: letters.iter().map(conflict).collect() }
+}
+
+fn noon() -> i64 {
+    now_ms() / 86_400_000 * 86_400_000 + 43_200_000
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_regions_end_with_the_same_rows_whichever_copy_each_saw_first() {
-    let now = now_ms() / 86_400_000 * 86_400_000 + 43_200_000;
+    let now = noon();
     // Sent to both regions; sent to both at the same millisecond; the same id for different content; that at the same millisecond.
     let of = |region: &str, lead: i64, content: Option<&str>| {
         let copies = [
@@ -61,34 +118,100 @@ async fn two_regions_end_with_the_same_rows_whichever_copy_each_saw_first() {
         ];
         copies.to_vec()
     };
-    let (east, west) = (of("us-east", 0, Some("one")), of("eu-west", 5, Some("other")));
+    let topics = Topics { east: of("us-east", 0, Some("one")), west: of("eu-west", 5, Some("other")) };
     let ids: Vec<_> = (1..5).map(|n| id_of(&packet(n))).collect();
 
-    let mut stores = Vec::new();
-    for (region, other, own, mirrored) in [("us-east", "eu-west", &east, &west), ("eu-west", "us-east", &west, &east)] {
-        let world = World::new().await;
-        let mirror = world.mirror_of(other, PARTITIONS).await;
-        let processor = world.processor(region).set("source.topics", format!("{},{mirror}", world.topics.packets));
-        let processor = processor.ready().await;
-        world.produce(own);
-        world.settled().await;
-        world.produce_to(&mirror, mirrored);
-        eventually("the copies are accounted for", async || world.lag_of(&mirror).await == 0).await;
-        processor.stop().await;
-
-        world.assert_exactly_once(&ids).await;
-        let letters = world.committed(&world.topics.dlq);
-        assert_eq!(letters.len(), 2, "the content that was not published is dead-lettered");
-        for letter in letters {
-            assert_eq!(letter.header(dlq::DLQ_REASON).as_deref(), Some("id_conflict"));
-            assert_eq!(letter.header(REGION).as_deref(), Some(other));
-        }
-        stores.push(rows(&world).await);
+    let [east, west] = both(&topics, &ids, 1).await;
+    for (outcome, other) in [(&east, "eu-west"), (&west, "us-east")] {
+        assert_eq!(outcome.conflicts.len(), 2, "the content that was not published is dead-lettered");
+        assert!(outcome.conflicts.iter().all(|(region, _)| region == other));
     }
-    assert_eq!(stores[0].len(), 4);
-    assert_eq!(stores[0], stores[1]);
-    let later = stores[0].values().filter(|row| row.4.as_deref() == Some("eu-west") && row.5 == (now + 5) * 1000);
+    assert_eq!(east.rows.len(), 4);
+    assert_eq!(east.rows, west.rows);
+    let later = east.rows.values().filter(|row| row.4.as_deref() == Some("eu-west") && row.5 == (now + 5) * 1000);
     assert_eq!(later.count(), 2, "of copies with different times the later one is kept");
+}
+
+/// Ids that are used again within one region: for other content, in the other region too, in both; and for the same content, as by a retry.
+/// Each topic is in two halves, and the second uses the ids again.
+async fn ids_are_used_again(pieces: usize) {
+    let now = noon();
+    let (east, west) = ("us-east", "eu-west");
+    let topics = Topics {
+        east: vec![
+            copy(1, east, now, Some("first")),
+            copy(2, east, now, Some("first")),
+            copy(3, east, now, Some("first")),
+            copy(4, east, now, None),
+            copy(1, east, now + 30, Some("second")),
+            copy(2, east, now + 30, Some("second")),
+            copy(3, east, now + 30, Some("second")),
+            copy(4, east, now + 30, None),
+        ],
+        west: vec![
+            copy(2, west, now + 10, Some("first")),
+            copy(3, west, now + 10, Some("third")),
+            copy(4, west, now + 10, None),
+            copy(2, west, now + 20, Some("fourth")),
+            copy(3, west, now + 20, Some("fourth")),
+            copy(4, west, now + 20, None),
+        ],
+    };
+    let ids: Vec<_> = (1..5).map(|n| id_of(&packet(n))).collect();
+    let stored = [
+        (1, gzip(b"first"), east, now),
+        (2, gzip(b"first"), west, now + 10),
+        (3, gzip(b"third"), west, now + 10),
+        (4, packet(4).content.to_vec(), west, now + 10),
+    ];
+    let expected: BTreeMap<_, _> = stored
+        .into_iter()
+        .map(|(n, content, region, at)| (packet(n).packet_id.to_vec(), (content, Some(region.to_owned()), at * 1000)))
+        .collect();
+
+    let [in_east, in_west] = both(&topics, &ids, pieces).await;
+    for outcome in [&in_east, &in_west] {
+        let found = outcome.rows.iter().map(|(key, row)| (key.2.clone(), (row.0.clone(), row.4.clone(), row.5)));
+        assert_eq!(found.collect::<BTreeMap<_, _>>(), expected);
+    }
+    assert_eq!(in_east.rows, in_west.rows);
+    // Everything that is not the published content of its id: in the east three second ones, two fourth ones and the third.
+    assert_eq!([in_east.conflicts.len(), in_west.conflicts.len()], [6, 6]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_reused_within_a_region_changes_no_row_in_either() {
+    ids_are_used_again(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_reused_within_a_region_changes_no_row_in_either_after_restarts() {
+    ids_are_used_again(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ledger_entries_of_earlier_releases_were_seen_in_the_regions_own_topic() {
+    let world = World::new().await;
+    let mirror = world.mirror_of("eu-west", PARTITIONS).await;
+    let (now, known) = (noon(), packet(1));
+    let value = ledger::encode([Entry::new(&known.repo_id, &id_of(&known), &known.content)]);
+    let key = Some(known.repo_id.clone().into_bytes());
+    world.produce_to(&world.topics.ledger, &[Source { key, value: Some(value), ..Source::default() }]);
+    world.produce(&[copy(1, "us-east", now + 20, None)]);
+    let processor = world
+        .processor("a")
+        .set("topics.packets", &world.topics.packets)
+        .set("source.topics", format!("{},{mirror}", world.topics.packets))
+        .ready()
+        .await;
+    world.settled().await;
+    assert!(rows(&world).await.is_empty(), "a duplicate is not stored");
+    world.produce_to(&mirror, &[copy(1, "eu-west", now, None), copy(1, "eu-west", now + 10, None)]);
+    eventually("the copies are accounted for", async || world.lag_of(&mirror).await == 0).await;
+    processor.stop().await;
+    let written: Vec<_> = rows(&world).await.into_values().map(|row| row.5).collect();
+    assert_eq!(written, [now * 1000], "the first copy of another topic is");
+    assert!(world.committed(&world.topics.deduped).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -188,12 +188,16 @@ impl World {
         records
     }
 
-    /// Every entry of the ledger.
-    pub fn ledger(&self) -> Vec<Entry> {
+    /// Every entry of the ledger, with the topic in which the packet was seen.
+    pub fn ledger(&self) -> Vec<(String, Entry)> {
         let records = self.committed(&self.topics.ledger);
         records
             .iter()
-            .flat_map(|record| ledger::decode(record.value.as_deref().unwrap()).unwrap().collect::<Vec<_>>())
+            .flat_map(|record| {
+                let topic = record.header(ledger::SOURCE_TOPIC).unwrap();
+                let entries: Vec<_> = ledger::decode(record.value.as_deref().unwrap()).unwrap().collect();
+                entries.into_iter().map(move |entry| (topic.clone(), entry))
+            })
             .collect()
     }
 
@@ -239,7 +243,7 @@ impl World {
         packets
     }
 
-    /// Asserts that exactly the packets `expected` were stored, published and entered in the ledger, each once.
+    /// Asserts that exactly the packets `expected` were stored, published and, for every topic, entered in the ledger, each once.
     pub async fn assert_exactly_once(&self, expected: &[PacketId]) {
         let mut expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
         expected.sort();
@@ -251,7 +255,11 @@ impl World {
             self.rows().await.keys().map(|id| PacketId::from_slice(id).unwrap().to_string()).collect();
         stored.sort();
         assert_eq!(diff(&expected, &stored), "", "stored");
-        assert_eq!(self.ledger().len(), expected.len(), "ledger entries");
+        let entries: Vec<_> = self.ledger().into_iter().map(|(topic, entry)| (entry.key, topic)).collect();
+        let seen: BTreeSet<_> = entries.iter().collect();
+        assert_eq!(seen.len(), entries.len(), "ledger entries");
+        let ids: BTreeSet<_> = seen.iter().map(|(key, _)| key).collect();
+        assert_eq!(ids.len(), expected.len(), "ids in the ledger");
     }
 
     pub fn client(&self) -> ClientConfig {

@@ -2,6 +2,7 @@
 //! generations that fence, epochs that fence, and end-of-transaction requests that are answered late or never.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use coderelay_schemas::ledger::Entry;
 use processor::record::{Record, TopicPartition};
@@ -36,7 +37,8 @@ pub struct Txn {
 
 #[derive(Debug)]
 pub enum Slot {
-    Entries(usize, Vec<Entry>),
+    /// Of a transaction and a source topic.
+    Entries(usize, Arc<str>, Vec<Entry>),
     Marker,
 }
 
@@ -59,7 +61,7 @@ impl Broker {
     pub fn end(&mut self, txn: usize, state: State) {
         let mut marks: BTreeSet<Mark> = BTreeSet::new();
         for (partition, slots) in &self.ledger {
-            if slots.iter().any(|slot| matches!(slot, Slot::Entries(of, _) if *of == txn)) {
+            if slots.iter().any(|slot| matches!(slot, Slot::Entries(of, ..) if *of == txn)) {
                 marks.insert(Mark::Ledger(*partition));
             }
         }
@@ -138,7 +140,7 @@ impl Broker {
     pub fn last_stable(&self, partition: i32) -> usize {
         let slots = self.ledger.get(&partition).map_or(&[][..], Vec::as_slice);
         let unstable = |slot: &Slot| match slot {
-            Slot::Entries(txn, _) => {
+            Slot::Entries(txn, ..) => {
                 let txn = &self.txns[*txn];
                 txn.state == State::Open || txn.unmarked.contains(&Mark::Ledger(partition))
             }
@@ -148,13 +150,15 @@ impl Broker {
     }
 
     /// What a `read_committed` reader gets between two offsets, the second at most the last stable one.
-    pub fn committed_entries(&self, partition: i32, from: usize, to: usize) -> Vec<Entry> {
+    pub fn committed_entries(&self, partition: i32, from: usize, to: usize) -> Vec<(Arc<str>, Vec<Entry>)> {
         let slots = self.ledger.get(&partition).map_or(&[][..], Vec::as_slice);
         let committed = slots.get(from..to).unwrap_or_default().iter().filter_map(|slot| match slot {
-            Slot::Entries(txn, entries) if self.txns[*txn].state == State::Committed => Some(entries),
+            Slot::Entries(txn, topic, entries) if self.txns[*txn].state == State::Committed => {
+                Some((Arc::clone(topic), entries.clone()))
+            }
             _ => None,
         });
-        committed.flatten().copied().collect()
+        committed.collect()
     }
 
     /// Starts a new generation with these members.

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ pub enum Flaw {
     UnstableOffsets,
     NoFencing,
     IgnoredWriteTimes,
+    UnnamedTopics,
 }
 
 type SimCycle = Cycle<SimSource, SimLedger, SimStore, SimTransaction, SimClock>;
@@ -163,7 +164,7 @@ impl Shared {
             if stable >= high {
                 return;
             }
-            let crate::broker::Slot::Entries(txn, _) = broker.ledger[&partition][stable] else {
+            let crate::broker::Slot::Entries(txn, ..) = broker.ledger[&partition][stable] else {
                 unreachable!("a marker is stable")
             };
             drop(broker);
@@ -214,8 +215,10 @@ impl Shared {
             .collect();
         for record in broker.sources.values().flatten() {
             let entry = decode(record, &PacketLimits::default()).unwrap().entry;
-            let judgement = memory.judge(record.source.partition, &[entry])[0];
-            if judgement == Judgement::Duplicate && !committed.contains(&(entry.key, entry.fingerprint)) {
+            let topic = memory.topic(&record.source.topic).unwrap();
+            let judgement = memory.judge(record.source.partition, &[(topic, entry)])[0];
+            if matches!(judgement, Judgement::Duplicate { .. }) && !committed.contains(&(entry.key, entry.fingerprint))
+            {
                 self.violation.borrow_mut().get_or_insert(format!("{:x} is remembered but not committed", entry.key));
             }
         }
@@ -378,6 +381,7 @@ fn check(shared: &Shared) -> Result<(), String> {
         *dead.entry(letter.clone()).or_default() += 1;
     }
     let mut merged: BTreeMap<(String, u128), Row> = BTreeMap::new();
+    let mut firsts: BTreeSet<(&str, u128)> = BTreeSet::new();
     for record in broker.sources.values().flatten() {
         let packet = decode(record, &PacketLimits::default()).map_err(|error| error.detail)?;
         let times = published.get(&packet.entry.key).map_or(0, Vec::len);
@@ -389,17 +393,24 @@ fn check(shared: &Shared) -> Result<(), String> {
         if letters != usize::from(conflicts) {
             return Err(format!("{}@{} was dead-lettered {letters} times", record.source, record.offset));
         }
-        merged.entry(key(&packet.row)).and_modify(|row| *row = merge(row, &packet.row)).or_insert(packet.row);
+        if firsts.insert((&record.source.topic, packet.entry.key)) {
+            merged.entry(key(&packet.row)).and_modify(|row| *row = merge(row, &packet.row)).or_insert(packet.row);
+        }
     }
-    // Depends on which copies there are, not on the order in which they were read: it is the same in the other region.
+    // Depends on the order within each topic, which a mirror keeps, and on none between them: it is the same in the other region.
     if *shared.rows.borrow() != merged {
         return Err(format!("the store has {:?} in place of {merged:?}", shared.rows.borrow()));
     }
-    let entries: usize = (0..PARTITIONS)
-        .map(|partition| {
-            broker.committed_entries(partition, 0, broker.ledger.get(&partition).map_or(0, Vec::len)).len()
-        })
-        .sum();
-    let outputs: usize = published.values().map(Vec::len).sum();
-    if entries == outputs { Ok(()) } else { Err(format!("{entries} ledger entries for {outputs} published packets")) }
+    let mut entries: Vec<(Arc<str>, u128)> = Vec::new();
+    for (partition, slots) in &broker.ledger {
+        for (topic, committed) in broker.committed_entries(*partition, 0, slots.len()) {
+            if let Some(entry) = committed.iter().find(|entry| published[&entry.key] != [entry.fingerprint]) {
+                return Err(format!("the ledger has other content of {:x} than was published", entry.key));
+            }
+            entries.extend(committed.iter().map(|entry| (Arc::clone(&topic), entry.key)));
+        }
+    }
+    entries.sort();
+    let once_a_topic = entries.iter().map(|(topic, id)| (&**topic, *id)).eq(firsts);
+    if once_a_topic { Ok(()) } else { Err(format!("the ledger has {entries:?}")) }
 }

@@ -1,6 +1,6 @@
 //! The cycle against a simulated Kafka and store, through random schedules of crash, abort, indefinite commit, late markers, time-outs,
 //! rebalances and interleaved processes. After every turn: no id in a memory that is not committed. At the end: every packet out exactly
-//! once, and in the store the row that all its copies make, whatever their order. `PROPTEST_CASES` sets how many schedules.
+//! once, and in the store the row that the first copies of all topics make, in whatever order those were read. `PROPTEST_CASES` sets how many schedules.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "a test")]
 
@@ -60,4 +60,9 @@ fn the_model_catches_a_broker_that_fences_no_generation() {
 #[test]
 fn the_model_catches_a_store_in_which_the_last_write_wins_whatever_its_time() {
     assert!(schedules_until_caught(Flaw::IgnoredWriteTimes).is_some());
+}
+
+#[test]
+fn the_model_catches_a_ledger_that_does_not_tell_in_which_topic_an_id_was_seen() {
+    assert!(schedules_until_caught(Flaw::UnnamedTopics).is_some());
 }

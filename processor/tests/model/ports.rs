@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coderelay_schemas::ledger::Entry;
@@ -131,7 +132,7 @@ impl Ledger for SimLedger {
         &mut self,
         from: &BTreeMap<i32, Option<i64>>,
         _: SystemTime,
-        visit: &mut dyn FnMut(i32, &[Entry]),
+        visit: &mut dyn FnMut(i32, &str, &[Entry]),
     ) -> Result<BTreeMap<i32, i64>, Fault> {
         let mut ends = BTreeMap::new();
         if self.shared.flaw == Flaw::NoReplay {
@@ -146,7 +147,10 @@ impl Ledger for SimLedger {
             let broker = self.shared.broker.borrow();
             let stable = broker.last_stable(*partition);
             let start = (known.unwrap_or(0) as usize).min(stable);
-            visit(*partition, &broker.committed_entries(*partition, start, stable));
+            for (topic, entries) in broker.committed_entries(*partition, start, stable) {
+                let named = self.shared.flaw != Flaw::UnnamedTopics;
+                visit(*partition, if named { &topic } else { TOPICS[0] }, &entries);
+            }
             ends.insert(*partition, stable as i64);
         }
         Ok(ends)
@@ -242,10 +246,10 @@ impl Transaction for SimTransaction {
         Ok(())
     }
 
-    fn remember(&mut self, partition: i32, entries: &[Entry]) -> Result<(), Fault> {
+    fn remember(&mut self, source: &TopicPartition, entries: &[Entry]) -> Result<(), Fault> {
         self.step()?;
-        let slot = Slot::Entries(self.txn, entries.to_vec());
-        self.shared.broker.borrow_mut().ledger.entry(partition).or_default().push(slot);
+        let slot = Slot::Entries(self.txn, Arc::clone(&source.topic), entries.to_vec());
+        self.shared.broker.borrow_mut().ledger.entry(source.partition).or_default().push(slot);
         Ok(())
     }
 
