@@ -102,10 +102,8 @@ impl Builder {
         let prefix = process_name(self.region.as_deref(), "");
         let cql = node.as_ref().map(|node| node.launch(folder.path(), &prefix)).transpose()?;
         let brokers = cluster.launch(folder.path(), &prefix)?;
-        let cql_contact = node.map(|node| node.contact());
-        let bootstrap_servers = cluster.bootstrap_servers();
         let credentials = security.map(|security| security.credentials);
-        let stack = Stack { region: self.region, brokers, cql, bootstrap_servers, cql_contact, credentials, folder };
+        let stack = Stack { region: self.region, brokers, cql, cluster, node, credentials, folder };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -164,8 +162,8 @@ pub struct Stack {
     region: Option<String>,
     brokers: Vec<Process>,
     cql: Option<Process>,
-    bootstrap_servers: String,
-    cql_contact: Option<String>,
+    cluster: kafka::Cluster,
+    node: Option<cassandra::Node>,
     credentials: Option<Credentials>,
     // Last: files are removed after the processes that write them are killed.
     folder: Folder,
@@ -200,7 +198,7 @@ impl Stack {
 
     /// `host:port` of every broker, comma-separated.
     pub fn bootstrap_servers(&self) -> String {
-        self.bootstrap_servers.clone()
+        self.cluster.bootstrap_servers()
     }
 
     /// `host:port` of Cassandra's native transport.
@@ -208,7 +206,7 @@ impl Stack {
     /// # Panics
     /// If the stack was built without [`Builder::cql`].
     pub fn cql_contact(&self) -> String {
-        self.cql_contact.clone().unwrap_or_else(|| no_cql())
+        self.node.as_ref().map_or_else(|| no_cql(), cassandra::Node::contact)
     }
 
     /// What clients need, if the stack is [`secured`](Builder::secured).
@@ -218,7 +216,7 @@ impl Stack {
 
     /// Settings with which a Kafka client reaches the brokers, secured or not.
     pub fn kafka_client(&self) -> ClientConfig {
-        quiet_client(&self.bootstrap_servers, self.credentials())
+        quiet_client(&self.bootstrap_servers(), self.credentials())
     }
 
     /// A session with Cassandra, as superuser where there are users.
@@ -297,6 +295,20 @@ impl Stack {
             node.start()?;
         }
         self.ready(&Observer::default()).await
+    }
+
+    /// Kills what still runs, takes every node's disk away, starts all with empty ones at the same addresses, as when a region's machines were
+    /// replaced, and waits until they can do their work. There are no topics and no keyspaces then; what they had written to their logs stays.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn restart_empty(&self) -> Result<()> {
+        self.kill().await?;
+        self.cluster.empty(self.dir())?;
+        if let Some(node) = &self.node {
+            node.empty(self.dir())?;
+        }
+        self.restart().await
     }
 
     /// How many replicas each partition has.
