@@ -35,8 +35,12 @@ mod replay;
 mod cluster;
 mod store;
 
+mod region;
 mod mirror_status;
 mod comparison;
+mod restore;
+mod source_offsets;
+mod outbox;
 mod findings;
 mod evidence;
 

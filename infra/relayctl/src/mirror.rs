@@ -1,8 +1,7 @@
 //! `relayctl mirror`: how far the mirror between two regions is, and whether they hold the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -21,6 +20,8 @@ use crate::output::{Output, Row, count};
 use crate::position::{Moment, Position, millis, rfc3339};
 use crate::progress::Progress;
 use crate::reader::Reader;
+use crate::region::Region;
+use crate::restore::{self, RestoreArgs};
 use crate::store::{Day, Store};
 
 /// Copies of one packet, sent to both regions, may lie as far apart as duplicates are recognised: the default `dedup.window`.
@@ -36,6 +37,11 @@ pub(crate) enum MirrorCommand {
     Status(RegionArgs),
     /// Compare what two regions have published and stored; exit code 1 where it differs
     Verify(VerifyArgs),
+    /// Give a region that has lost its disks back what the other has mirrored of it, and set `MirrorMaker`'s offsets accordingly
+    ///
+    /// Before: stop `MirrorMaker`, start the region's brokers and store empty, create its topics (`relayctl topics apply`) and its table.
+    /// Afterwards: start its ingest, its processor and `MirrorMaker`. May be repeated when interrupted.
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,63 +65,6 @@ pub(crate) struct VerifyArgs {
     /// Differences to show; all are counted
     #[arg(long, short = 'n', default_value_t = 20, value_name = "COUNT")]
     limit: usize,
-}
-
-/// A region and what of its addresses is not the connection's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Region {
-    name: String,
-    own: BTreeMap<String, String>,
-}
-
-impl FromStr for Region {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split(',').peekable();
-        let name =
-            parts.next().filter(|name| !name.is_empty() && !name.contains('=')).ok_or("expected a name first")?;
-        let mut own = BTreeMap::new();
-        while let Some(part) = parts.next() {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not key=value"))?;
-            if !["kafka", "cql", "keyspace", "topic-suffix"].contains(&key) {
-                return Err(format!("{key:?} is none of kafka, cql, keyspace, topic-suffix"));
-            }
-            let mut value = value.to_owned();
-            // Addresses are lists themselves.
-            while let Some(more) = parts.next_if(|next| !next.contains('=')) {
-                value.extend([",", more]);
-            }
-            own.insert(key.to_owned(), value);
-        }
-        Ok(Self { name: name.to_owned(), own })
-    }
-}
-
-impl Region {
-    /// How the region is reached: by its own addresses, or those in the environment under its name.
-    fn connection(&self, base: &Connection) -> anyhow::Result<Connection> {
-        let suffix = self.name.to_uppercase().replace(['-', '.'], "_");
-        let address = |key: &str, variable: &str| {
-            let variable = format!("{variable}_{suffix}");
-            self.own.get(key).cloned().or_else(|| std::env::var(&variable).ok()).ok_or_else(|| {
-                Refusal::Usage(format!(
-                    "where is {}? Set {variable}, or --region {},{key}=HOST:PORT",
-                    self.name, self.name
-                ))
-            })
-        };
-        let mut connection = base.clone();
-        connection.kafka = address("kafka", "KAFKA_BOOTSTRAP")?;
-        connection.cql = address("cql", "CQL_CONTACT")?;
-        if let Some(keyspace) = self.own.get("keyspace") {
-            connection.keyspace.clone_from(keyspace);
-        }
-        if let Some(topic_suffix) = self.own.get("topic-suffix") {
-            connection.topic_suffix.clone_from(topic_suffix);
-        }
-        Ok(connection)
-    }
 }
 
 /// What was compared and found.
@@ -146,6 +95,7 @@ pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output:
     match command {
         MirrorCommand::Status(args) => status(&args, connection, output),
         MirrorCommand::Verify(args) => verify(args, connection, output).await,
+        MirrorCommand::Restore(args) => tokio::task::block_in_place(|| restore::run(&args, connection, output)),
     }
 }
 
@@ -258,19 +208,4 @@ fn published(connection: &Connection, from: SystemTime) -> anyhow::Result<Publis
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(published)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_region_is_a_name_with_addresses_that_may_be_lists() {
-        let region: Region = "us-east,kafka=a:1,b:2,cql=c:3".parse().unwrap();
-        let own = [("cql", "c:3"), ("kafka", "a:1,b:2")].map(|(key, value)| (key.to_owned(), value.to_owned()));
-        assert_eq!(region, Region { name: "us-east".into(), own: own.into() });
-        assert_eq!("eu-west".parse::<Region>().unwrap().own.len(), 0);
-        assert!("kafka=a:1".parse::<Region>().is_err());
-        assert!("us-east,broker=a:1".parse::<Region>().unwrap_err().contains("none of kafka"));
-    }
 }

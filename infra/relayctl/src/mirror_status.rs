@@ -15,6 +15,7 @@ use crate::exit::Refusal;
 use crate::output::Row;
 use crate::position::Position;
 use crate::reader::{Offsets, Reader};
+use crate::source_offsets::{SourceOffsets, is_missing};
 
 /// From how old a heartbeat on, in milliseconds, the mirror stands still: one is sent every second, and a rebalance stops them for some.
 const STILL: i64 = 15_000;
@@ -52,10 +53,10 @@ impl MirrorStatus {
             note_task(&mut tasks, text(record.key()), record.payload());
         })?;
         let packets = source.1.topics().packets;
-        let mut mirrored = Offsets::new();
-        each(target.1, &format!("mm2-offsets.{}.internal", source.0), Position::Earliest, |record| {
-            note_offset(&mut mirrored, &packets, text(record.key()), record.payload());
-        })?;
+        let mirrored = match SourceOffsets::read(target.1, source.0) {
+            Err(error) if is_missing(&error) => Offsets::new(),
+            read => read?.mirrored(&packets),
+        };
         let reader = Reader::open(source.1, &packets)?;
         let (lows, ends) = (reader.resolve(Position::Earliest)?, reader.ends()?);
         let mut youngest = None;
@@ -128,31 +129,6 @@ fn note_task(tasks: &mut BTreeMap<String, String>, key: &str, value: Option<&[u8
     }
 }
 
-/// Where in the source a partition is, in the key of a record of the offset topic.
-#[derive(Deserialize)]
-struct SourcePartition {
-    topic: String,
-    partition: i32,
-}
-
-/// How far it is.
-#[derive(Deserialize)]
-struct SourceOffset {
-    offset: i64,
-}
-
-/// What a record of the offset topic says of `topic`: its value is the last offset that was mirrored.
-fn note_offset(mirrored: &mut Offsets, topic: &str, key: &str, value: Option<&[u8]>) {
-    let Ok((_, place)) = serde_json::from_str::<(String, SourcePartition)>(key) else { return };
-    if place.topic != topic {
-        return;
-    }
-    match value.and_then(|value| serde_json::from_slice::<SourceOffset>(value).ok()) {
-        Some(SourceOffset { offset }) => mirrored.insert(place.partition, offset + 1),
-        None => mirrored.remove(&place.partition),
-    };
-}
-
 fn behind(lows: &Offsets, ends: &Offsets, mirrored: &Offsets) -> i64 {
     let waiting = |(partition, end): (&i32, &i64)| {
         let low = lows.get(partition).copied().unwrap_or_default();
@@ -182,15 +158,8 @@ mod tests {
     }
 
     #[test]
-    fn offsets_of_the_packets_alone_tell_how_far_it_is() {
-        let mut mirrored = Offsets::new();
-        let key = |topic: &str, partition: i32| {
-            format!(r#"["MirrorSourceConnector",{{"cluster":"us-east","partition":{partition},"topic":"{topic}"}}]"#)
-        };
-        note_offset(&mut mirrored, "code.packets.v1", &key("code.packets.v1", 1), Some(br#"{"offset":9}"#));
-        note_offset(&mut mirrored, "code.packets.v1", &key("heartbeats", 0), Some(br#"{"offset":77}"#));
-        note_offset(&mut mirrored, "code.packets.v1", r#"["MirrorHeartbeatConnector",{}]"#, None);
-        assert_eq!(mirrored, [(1, 10)].into());
+    fn what_was_deleted_before_it_was_mirrored_is_not_behind() {
+        let mirrored = [(1, 10)].into();
         let (lows, ends) = ([(0, 5), (1, 0), (2, 0)].into(), [(0, 8), (1, 12), (2, 0)].into());
         assert_eq!(behind(&lows, &ends, &mirrored), 3 + 2);
     }
