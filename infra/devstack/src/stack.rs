@@ -291,10 +291,7 @@ impl Stack {
     /// # Errors
     /// As [`Builder::start`].
     pub async fn restart(&self) -> Result<()> {
-        for node in self.nodes() {
-            node.start()?;
-        }
-        self.ready(&Observer::default()).await
+        self.start_nodes(&Observer::default()).await
     }
 
     /// Kills what still runs, takes every node's disk away, starts all with empty ones at the same addresses, as when a region's machines were
@@ -302,18 +299,30 @@ impl Stack {
     ///
     /// # Errors
     /// As [`Builder::start`].
-    pub async fn restart_empty(&self) -> Result<()> {
+    pub async fn restart_empty(&self, observer: &Observer) -> Result<()> {
         self.kill().await?;
         self.cluster.empty(self.dir())?;
         if let Some(node) = &self.node {
             node.empty(self.dir())?;
         }
-        self.restart().await
+        self.start_nodes(observer).await
+    }
+
+    /// Whether anything is left of what a node had written to its disk.
+    pub fn has_disks(&self) -> bool {
+        self.nodes().any(|node| node.dir().join("data").exists())
     }
 
     /// How many replicas each partition has.
     pub(crate) fn replicas(&self) -> usize {
         if self.brokers.len() < 3 { 1 } else { 3 }
+    }
+
+    async fn start_nodes(&self, observer: &Observer) -> Result<()> {
+        for node in self.nodes() {
+            node.start()?;
+        }
+        self.ready(observer).await
     }
 
     async fn ready(&self, observer: &Observer) -> Result<()> {

@@ -38,6 +38,7 @@ mod store;
 mod region;
 mod mirror_status;
 mod comparison;
+mod receipts;
 mod restore;
 mod source_offsets;
 mod outbox;

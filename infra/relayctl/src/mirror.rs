@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -20,6 +21,7 @@ use crate::output::{Output, Row, count};
 use crate::position::{Moment, Position, millis, rfc3339};
 use crate::progress::Progress;
 use crate::reader::Reader;
+use crate::receipts;
 use crate::region::Region;
 use crate::restore::{self, RestoreArgs};
 use crate::store::{Day, Store};
@@ -62,6 +64,10 @@ pub(crate) struct VerifyArgs {
     /// Packets that were ingested before this time, or as long ago: younger ones may not have been mirrored yet
     #[arg(long, default_value = "1m", value_name = "TIME")]
     until: Moment,
+    /// What producers were told: the output of `relayctl push --output json` (repeatable); what was acknowledged since --since and is in
+    /// neither region is a difference too
+    #[arg(long, value_name = "FILE")]
+    receipts: Vec<PathBuf>,
     /// Differences to show; all are counted
     #[arg(long, short = 'n', default_value_t = 20, value_name = "COUNT")]
     limit: usize,
@@ -76,6 +82,10 @@ struct Report<'a> {
     published: [u64; 2],
     stored: [u64; 2],
     conflicts: u64,
+    /// Packets in the receipts, where there are any.
+    acknowledged: Option<usize>,
+    /// Those of them that are in neither region.
+    lost: u64,
     differences: usize,
     shown: &'a [Difference],
 }
@@ -123,7 +133,7 @@ fn status(args: &RegionArgs, connection: &Connection, output: &mut Output) -> an
 }
 
 async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let VerifyArgs { regions, since, until, limit } = args;
+    let VerifyArgs { regions, since, until, receipts, limit } = args;
     let window = Window { since: since.millis(), until: until.millis() };
     if window.since >= window.until {
         return Err(Refusal::Usage("--since has to be before --until".into()).into());
@@ -131,12 +141,16 @@ async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) 
     let [(one, at_one), (other, at_other)] = regions.pair(connection)?;
     let connections = [at_one, at_other];
 
+    let acknowledged = if receipts.is_empty() { None } else { Some(receipts::acknowledged(&receipts)?) };
     let mut comparison = Comparison::of([one, other], window);
     let earliest = since.0.checked_sub(APART).unwrap_or(SystemTime::UNIX_EPOCH);
     let published = tokio::task::block_in_place(|| {
         anyhow::Ok([published(&connections[0], earliest)?, published(&connections[1], earliest)?])
     })?;
     comparison.topics(&published);
+    if let Some(acknowledged) = &acknowledged {
+        comparison.receipts(acknowledged, &published);
+    }
 
     let days: BTreeSet<(String, Day)> = published.iter().flat_map(|published| published.days(window)).collect();
     let stores = [Store::connect(&connections[0]).await?, Store::connect(&connections[1]).await?];
@@ -156,7 +170,7 @@ async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) 
     }
     drop(progress);
 
-    report(&comparison, [one, other], window, limit, output)?;
+    report(&comparison, [one, other], window, acknowledged.as_ref().map(BTreeSet::len), limit, output)?;
     Ok(if comparison.differences.is_empty() { Exit::Success } else { Exit::Failure })
 }
 
@@ -164,15 +178,27 @@ fn report(
     found: &Comparison,
     regions: [&str; 2],
     window: Window,
+    acknowledged: Option<usize>,
     limit: usize,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let shown = &found.differences[..limit.min(found.differences.len())];
     if output.is_json() {
         let (since, until) = (rfc3339(Some(window.since)), rfc3339(Some(window.until)));
-        let Comparison { published, stored, conflicts, ref differences, .. } = *found;
+        let Comparison { published, stored, conflicts, lost, ref differences, .. } = *found;
         let differences = differences.len();
-        output.document(&Report { regions, since, until, published, stored, conflicts, differences, shown })?;
+        output.document(&Report {
+            regions,
+            since,
+            until,
+            published,
+            stored,
+            conflicts,
+            acknowledged,
+            lost,
+            differences,
+            shown,
+        })?;
         return Ok(());
     }
     output.list(shown)?;
@@ -183,6 +209,9 @@ fn report(
         let ids = count(found.conflicts, "id");
         output
             .say(&format!("{ids} used for different content: each region published one and dead-lettered the other"))?;
+    }
+    if let Some(acknowledged) = acknowledged {
+        output.say(&format!("{} of {acknowledged} acknowledged packets are in neither region", found.lost))?;
     }
     output.say(&count(found.differences.len() as u64, "difference"))?;
     Ok(())

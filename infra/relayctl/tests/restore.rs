@@ -7,7 +7,7 @@ mod command;
 
 use std::time::{Duration, Instant};
 
-use coderelay_devstack::{Regions, Stack};
+use coderelay_devstack::{Observer, Regions, Stack};
 use coderelay_schemas::topics::{PACKETS, PARTITIONS, TopicNames};
 use command::relayctl;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -104,7 +104,7 @@ async fn restore(regions: &Regions) -> (Exit, Value) {
 async fn lose(regions: &Regions) {
     regions.us_east().kill().await.unwrap();
     regions.mirror().process().stop(GRACE).await.unwrap();
-    regions.us_east().restart_empty().await.unwrap();
+    regions.us_east().restart_empty(&Observer::default()).await.unwrap();
     regions.us_east().create_topics(&TopicNames::default(), PARTITIONS).await.unwrap();
 }
 

@@ -22,6 +22,27 @@ pub(crate) struct State {
     pub(crate) endpoints: Vec<Endpoints>,
     /// For example that a usual port was taken.
     pub(crate) notes: Vec<String>,
+    /// The last region that was to be rebuilt, if any was.
+    pub(crate) rebuild: Option<Rebuild>,
+}
+
+/// How far the rebuilding of a region is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rebuild {
+    /// The process that asked for it.
+    pub(crate) client: u32,
+    pub(crate) stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    /// What is being done.
+    Step(String),
+    /// It lives again; what `relayctl mirror restore` reported.
+    Done(serde_json::Value),
+    /// It could not be rebuilt, and is dead.
+    Failed(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,8 +135,8 @@ pub(crate) struct Reporter(watch::Sender<State>);
 impl Reporter {
     pub(crate) fn new() -> Self {
         let (pid, phase) = (std::process::id(), Phase::Starting);
-        let state = State { pid, phase, activity: None, nodes: Vec::new(), endpoints: Vec::new(), notes: Vec::new() };
-        Self(watch::Sender::new(state))
+        let (nodes, endpoints, notes) = (Vec::new(), Vec::new(), Vec::new());
+        Self(watch::Sender::new(State { pid, phase, activity: None, nodes, endpoints, notes, rebuild: None }))
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
