@@ -179,7 +179,7 @@ pub(crate) async fn main() -> anyhow::Result<ExitCode> {
         Verb::Regions(args) => Box::pin(regions::regions(&home, &args)).await,
         Verb::Rebuild(args) => rebuild::rebuild(&home, &args).await,
         Verb::Fetch => fetch::fetch().await,
-        Verb::Serve(args) => serve::serve(&home, &args).await,
+        Verb::Serve(args) => Box::pin(serve::serve(&home, &args)).await,
     }
 }
 

@@ -37,6 +37,7 @@ mod store;
 
 mod region;
 mod mirror_status;
+mod mirror_watch;
 mod comparison;
 mod receipts;
 mod restore;

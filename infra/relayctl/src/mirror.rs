@@ -16,9 +16,10 @@ use serde::Serialize;
 use crate::comparison::{Comparison, Difference, Published, Window};
 use crate::connect::Connection;
 use crate::exit::{Exit, Refusal};
-use crate::mirror_status::MirrorStatus;
+use crate::mirror_status::{Direction, MirrorStatus};
+use crate::mirror_watch::{self, WatchArgs};
 use crate::output::{Output, Row, count};
-use crate::position::{Moment, Position, millis, rfc3339};
+use crate::position::{Moment, Position, rfc3339};
 use crate::progress::Progress;
 use crate::reader::Reader;
 use crate::receipts;
@@ -35,8 +36,11 @@ const DAYS_AT_ONCE: usize = 8;
 /// Two regions: how far their mirror is, and whether they hold the same
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum MirrorCommand {
-    /// Show tasks, last heartbeat and lag of each direction; exit code 1 where a task does not run or no heartbeat arrives
+    /// Show tasks, last heartbeat, lag and supervisor's restarts of each direction; exit code 1 where a task does not run or no heartbeat
+    /// arrives
     Status(RegionArgs),
+    /// Look again and again, and serve what `status` shows as metrics, until interrupted
+    Watch(WatchArgs),
     /// Compare what two regions have published and stored; exit code 1 where it differs
     Verify(VerifyArgs),
     /// Give a region that has lost its disks back what the other has mirrored of it, and set `MirrorMaker`'s offsets accordingly
@@ -49,7 +53,8 @@ pub(crate) enum MirrorCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct RegionArgs {
     /// A region (twice): NAME, with its addresses in `KAFKA_BOOTSTRAP_<NAME>` and `CQL_CONTACT_<NAME>` as `infra/dev up --regions 2`
-    /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ
+    /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ,
+    /// and restarts=FILE or `MIRROR_RESTARTS_<NAME>`, the file in which the supervisor of the `MirrorMaker` that writes to it counts restarts
     #[arg(long = "region", value_name = "REGION", default_values = ["us-east", "eu-west"])]
     regions: Vec<Region>,
 }
@@ -104,30 +109,32 @@ impl Row for Difference {
 pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
     match command {
         MirrorCommand::Status(args) => status(&args, connection, output),
+        MirrorCommand::Watch(args) => mirror_watch::run(args, connection, output).await,
         MirrorCommand::Verify(args) => verify(args, connection, output).await,
         MirrorCommand::Restore(args) => tokio::task::block_in_place(|| restore::run(&args, connection, output)),
     }
 }
 
 impl RegionArgs {
-    /// The two regions and how each is reached.
-    fn pair(&self, base: &Connection) -> anyhow::Result<[(&str, Connection); 2]> {
+    /// The two regions.
+    fn pair(&self) -> Result<[&Region; 2], Refusal> {
         match self.regions.as_slice() {
-            [one, other] if one.name != other.name => {
-                Ok([(&one.name, one.connection(base)?), (&other.name, other.connection(base)?)])
-            }
-            _ => Err(Refusal::Usage("two regions of different names are needed".into()).into()),
+            [one, other] if one.name != other.name => Ok([one, other]),
+            _ => Err(Refusal::Usage("two regions of different names are needed".into())),
         }
+    }
+
+    /// From either to the other.
+    pub(crate) fn directions(&self, base: &Connection) -> anyhow::Result<[Direction; 2]> {
+        let [one, other] = self.pair()?;
+        Ok([Direction::new(one, other, base)?, Direction::new(other, one, base)?])
     }
 }
 
 fn status(args: &RegionArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let [one, other] = args.pair(connection)?;
-    let (one, other) = ((one.0, &one.1), (other.0, &other.1));
-    let now = || millis(SystemTime::now());
-    let directions = tokio::task::block_in_place(|| {
-        anyhow::Ok([MirrorStatus::read([one, other], now)?, MirrorStatus::read([other, one], now)?])
-    })?;
+    let directions = args.directions(connection)?;
+    let directions =
+        tokio::task::block_in_place(|| directions.iter().map(Direction::status).collect::<Result<Vec<_>, _>>())?;
     output.list(&directions)?;
     Ok(if directions.iter().all(MirrorStatus::is_well) { Exit::Success } else { Exit::Failure })
 }
@@ -138,8 +145,9 @@ async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) 
     if window.since >= window.until {
         return Err(Refusal::Usage("--since has to be before --until".into()).into());
     }
-    let [(one, at_one), (other, at_other)] = regions.pair(connection)?;
-    let connections = [at_one, at_other];
+    let [one, other] = regions.pair()?;
+    let connections = [one.connection(connection)?, other.connection(connection)?];
+    let (one, other) = (one.name.as_str(), other.name.as_str());
 
     let acknowledged = if receipts.is_empty() { None } else { Some(receipts::acknowledged(&receipts)?) };
     let mut comparison = Comparison::of([one, other], window);

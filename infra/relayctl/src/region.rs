@@ -1,13 +1,14 @@
 //! A region as the command line names it, and how it is reached.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::connect::Connection;
 use crate::exit::Refusal;
 
 /// A region and what of its addresses is not the connection's: `NAME`, or `NAME,kafka=HOST:PORT,cql=HOST:PORT` with
-/// `keyspace=…` and `topic-suffix=…` where they differ.
+/// `keyspace=…` and `topic-suffix=…` where they differ, and `restarts=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) name: String,
@@ -24,8 +25,8 @@ impl FromStr for Region {
         let mut own = BTreeMap::new();
         while let Some(part) = parts.next() {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not key=value"))?;
-            if !["kafka", "cql", "keyspace", "topic-suffix"].contains(&key) {
-                return Err(format!("{key:?} is none of kafka, cql, keyspace, topic-suffix"));
+            if !["kafka", "cql", "keyspace", "topic-suffix", "restarts"].contains(&key) {
+                return Err(format!("{key:?} is none of kafka, cql, keyspace, topic-suffix, restarts"));
             }
             let mut value = value.to_owned();
             // Addresses are lists themselves.
@@ -59,12 +60,23 @@ impl Region {
         Ok(connection)
     }
 
+    /// The file in which the supervisor of the `MirrorMaker` that writes to it counts restarts, where one is named.
+    pub(crate) fn restarts(&self) -> Option<PathBuf> {
+        let file = self.own.get("restarts").cloned().or_else(|| std::env::var(self.variable("MIRROR_RESTARTS")).ok());
+        file.map(PathBuf::from)
+    }
+
     fn address(&self, key: &str, variable: &str) -> Result<String, Refusal> {
-        let variable = format!("{variable}_{}", self.name.to_uppercase().replace(['-', '.'], "_"));
+        let variable = self.variable(variable);
         self.own.get(key).cloned().or_else(|| std::env::var(&variable).ok()).ok_or_else(|| {
             let name = &self.name;
             Refusal::Usage(format!("where is {name}? Set {variable}, or name it as {name},{key}=HOST:PORT"))
         })
+    }
+
+    /// A variable's name with the region's behind.
+    fn variable(&self, name: &str) -> String {
+        format!("{name}_{}", self.name.to_uppercase().replace(['-', '.'], "_"))
     }
 }
 

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use coderelay_mirrormaker::topic;
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::producer::BaseRecord;
@@ -82,7 +83,7 @@ pub(crate) fn run(args: &RestoreArgs, base: &Connection, output: &mut Output) ->
     }
     let (survivor, lost) = (args.from.kafka(base)?, args.to.kafka(base)?);
     let packets = lost.topics().packets;
-    let mirror = Reader::open(&survivor, &format!("{to}.{}", survivor.topics().packets))?;
+    let mirror = Reader::open(&survivor, &topic::mirrored(to, &survivor.topics().packets))?;
     let empty = Reader::open(&lost, &packets).context("`relayctl topics apply` creates it")?;
     await_stopped(&survivor, to, WORKER_SESSION)?;
     let offsets = SourceOffsets::read(&survivor, to).context("where MirrorMaker keeps how far it is")?;

@@ -1,44 +1,21 @@
-//! How far MirrorMaker 2 has read each partition of a region: Connect's source offsets, in the topic it keeps them in.
+//! How far MirrorMaker 2 has read each partition of a region, read from its offset topic on the target, and written anew.
 //!
-//! In dedicated mode this is `mm2-offsets.<source>.internal` on the target. A key is the JSON array of connector and partition
-//! (`MirrorUtils.wrapPartition`), a value `{"offset":N}` with the last record that was mirrored: a task that starts seeks to N + 1, and to the
-//! earliest record where there is no value (`MirrorSourceTask.initializeConsumer`, Kafka 4.3). Connect finds a key by its bytes and reads
-//! every partition of the topic without an order between them, so a key is written again as it is, where it is.
+//! Connect finds a key by its bytes, and reads every partition of the topic without an order between them, so a key is written again as it
+//! is, where it is.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use coderelay_mirrormaker::{SourcePartition, source_offset, topic};
 use rdkafka::Message as _;
 use rdkafka::producer::BaseRecord;
-use serde::Deserialize;
 
 use crate::connect::Connection;
 use crate::exit::Refusal;
+use crate::groups::members;
 use crate::outbox::Outbox;
 use crate::reader::{Offsets, Reader};
-
-/// The connector that mirrors topics, as dedicated `MirrorMaker` names it.
-const CONNECTOR: &str = "MirrorSourceConnector";
-
-/// The topic on the target that has the offsets of what is mirrored from `source`.
-pub(crate) fn topic(source: &str) -> String {
-    format!("mm2-offsets.{source}.internal")
-}
-
-/// A partition in the source.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub(crate) struct SourcePartition {
-    cluster: String,
-    partition: i32,
-    topic: String,
-}
-
-/// The value of a record.
-#[derive(Deserialize)]
-struct SourceOffset {
-    offset: i64,
-}
 
 /// A key as it stands in the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +23,8 @@ struct Entry {
     key: Vec<u8>,
     /// The partition of the offset topic in which the key is.
     place: i32,
-    /// The last record that was mirrored.
-    offset: Option<i64>,
+    /// The first offset that has not been mirrored, where any has.
+    next: Option<i64>,
 }
 
 /// What `MirrorMaker` has noted of one source.
@@ -64,17 +41,15 @@ impl SourceOffsets {
     /// [`Refusal::NotFound`] where `MirrorMaker` has never run in this direction.
     pub(crate) fn read(target: &Connection, source: &str) -> anyhow::Result<Self> {
         let mut offsets = Self { source: source.to_owned(), entries: BTreeMap::new() };
-        Reader::open(target, &topic(source))?.read_all(|record| {
+        Reader::open(target, &topic::offsets(source))?.read_all(|record| {
             offsets.note(record.partition(), record.key().unwrap_or_default(), record.payload());
         })?;
         Ok(offsets)
     }
 
     fn note(&mut self, place: i32, key: &[u8], value: Option<&[u8]>) {
-        let Ok((connector, partition)) = serde_json::from_slice::<(String, SourcePartition)>(key) else { return };
-        if connector == CONNECTOR && partition.cluster == self.source {
-            let offset = value.and_then(|value| serde_json::from_slice::<SourceOffset>(value).ok());
-            let entry = Entry { key: key.to_owned(), place, offset: offset.map(|found| found.offset) };
+        if let Some(partition) = SourcePartition::parse(key).filter(|partition| partition.cluster == self.source) {
+            let entry = Entry { key: key.to_owned(), place, next: source_offset::next(value) };
             self.entries.insert(partition, entry);
         }
     }
@@ -82,7 +57,7 @@ impl SourceOffsets {
     /// The first offset of each partition of a topic that has not been mirrored, where any has.
     pub(crate) fn mirrored(&self, topic: &str) -> Offsets {
         let of_topic = self.entries.iter().filter(|(partition, _)| partition.topic == topic);
-        of_topic.filter_map(|(partition, entry)| Some((partition.partition, entry.offset? + 1))).collect()
+        of_topic.filter_map(|(partition, entry)| Some((partition.partition, entry.next?))).collect()
     }
 
     /// Makes `MirrorMaker`, which must not be running, go on with the partitions of `topic` at these offsets, and with everything else of this
@@ -91,7 +66,7 @@ impl SourceOffsets {
     /// # Errors
     /// When the target does not take a record.
     pub(crate) fn reset(&self, target: &Connection, packets: &str, next: &Offsets) -> anyhow::Result<usize> {
-        let topic = topic(&self.source);
+        let topic = topic::offsets(&self.source);
         let wanted = self.wanted(packets, next);
         let outbox = Outbox::connect(target)?;
         for (key, place, value) in &wanted {
@@ -115,7 +90,7 @@ impl SourceOffsets {
         }
         for (&partition, &next) in next {
             let partition = SourcePartition { cluster: self.source.clone(), partition, topic: packets.to_owned() };
-            let value = (next > 0).then(|| format!(r#"{{"offset":{}}}"#, next - 1));
+            let value = source_offset::value(next);
             match self.entries.get(&partition) {
                 Some(entry) => wanted.push((entry.key.clone(), Some(entry.place), value)),
                 None if value.is_some() => wanted.push((partition.key(), None, value)),
@@ -126,27 +101,17 @@ impl SourceOffsets {
     }
 }
 
-impl SourcePartition {
-    /// Its key, in the order in which Java's `HashMap` has the three names.
-    fn key(&self) -> Vec<u8> {
-        let text = |text: &str| serde_json::Value::from(text).to_string();
-        let Self { cluster, partition, topic } = self;
-        let (cluster, topic) = (text(cluster), text(topic));
-        format!(r#"["{CONNECTOR}",{{"cluster":{cluster},"partition":{partition},"topic":{topic}}}]"#).into_bytes()
-    }
-}
-
 /// Waits until no worker of the `MirrorMaker` that reads `source` and writes to `target` is left; blocks. One that was killed holds its place
 /// until its session is over.
 ///
 /// # Errors
 /// When one is still there afterwards.
 pub(crate) fn await_stopped(target: &Connection, source: &str, patience: Duration) -> anyhow::Result<()> {
-    let group = format!("{source}-mm2");
+    let group = topic::worker_group(source);
     let consumer = target.consumer(&group)?;
-    let deadline = std::time::Instant::now() + patience;
-    while crate::groups::members(&consumer, &group)? > 0 {
-        if std::time::Instant::now() > deadline {
+    let deadline = Instant::now() + patience;
+    while members(&consumer, &group)? > 0 {
+        if Instant::now() > deadline {
             bail!(
                 "the MirrorMaker from {source} is running (group {group} on {}): stop it first, for it would overwrite its \
                  offsets and mirror what is being restored a second time",

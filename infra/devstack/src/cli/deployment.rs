@@ -39,7 +39,7 @@ pub(crate) struct Deployment {
 /// What the services stand on.
 #[derive(Debug)]
 enum Backend {
-    Stack(Stack),
+    Stack(Box<Stack>),
     Regions(Regions),
 }
 
@@ -80,7 +80,7 @@ impl Deployment {
         let backend = if regions == 1 {
             let stack = builder.start().await?;
             stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
-            Backend::Stack(stack)
+            Backend::Stack(Box::new(stack))
         } else {
             Backend::Regions(Regions::start(builder).await?)
         };
@@ -90,8 +90,11 @@ impl Deployment {
         }
         let services =
             backend.stacks().iter().zip(0..).map(|(stack, index)| Services::start(home, stack, index, reporter));
-        let services = futures::future::try_join_all(services).await?;
-
+        let mut services = futures::future::try_join_all(services).await?;
+        for services in &mut services {
+            let restarts = backend.mirror().map(|mirror| mirror.restarts_file().display().to_string());
+            services.endpoints.mirror_restarts = restarts;
+        }
         let endpoints: Vec<_> = services.iter().map(|services| services.endpoints.clone()).collect();
         fs::write(home.env(), format!("{}\n", lines(&endpoints, "")))
             .with_context(|| home.env().display().to_string())?;
@@ -290,6 +293,7 @@ impl Services {
             ingest: url(&grpc),
             ingest_admin: url(&ingest_admin),
             processor_admin: url(&processor_admin),
+            mirror_restarts: None,
         };
         Ok(Self { ingest, processor, endpoints })
     }

@@ -25,7 +25,7 @@ pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode
     let reporter = Reporter::new();
     let states = reporter.subscribe();
     let writer = tokio::spawn(write(home.clone(), states.clone()));
-    let served = own(home, args, &reporter, &mut terminated).await;
+    let served = Box::pin(own(home, args, &reporter, &mut terminated)).await;
 
     writer.abort();
     home.forget();

@@ -96,18 +96,22 @@ pub(crate) struct Endpoints {
     pub(crate) ingest: String,
     pub(crate) ingest_admin: String,
     pub(crate) processor_admin: String,
+    /// Where it is kept how often the `MirrorMaker` that writes to this region was started again, where there is one.
+    pub(crate) mirror_restarts: Option<String>,
 }
 
 impl Endpoints {
     /// The same by the names under which programs find them in their environment.
     pub(crate) fn variables(&self) -> BTreeMap<&'static str, &str> {
-        BTreeMap::from([
+        let services = [
             ("KAFKA_BOOTSTRAP", self.kafka.as_str()),
             ("CQL_CONTACT", &self.cql),
             ("INGEST_ENDPOINT", &self.ingest),
             ("INGEST_ADMIN", &self.ingest_admin),
             ("PROCESSOR_ADMIN", &self.processor_admin),
-        ])
+        ];
+        let mirror = self.mirror_restarts.as_deref().map(|file| ("MIRROR_RESTARTS", file));
+        services.into_iter().chain(mirror).collect()
     }
 }
 
@@ -135,8 +139,15 @@ pub(crate) struct Reporter(watch::Sender<State>);
 impl Reporter {
     pub(crate) fn new() -> Self {
         let (pid, phase) = (std::process::id(), Phase::Starting);
-        let (nodes, endpoints, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Self(watch::Sender::new(State { pid, phase, activity: None, nodes, endpoints, notes, rebuild: None }))
+        Self(watch::Sender::new(State {
+            pid,
+            phase,
+            activity: None,
+            nodes: Vec::new(),
+            endpoints: Vec::new(),
+            notes: Vec::new(),
+            rebuild: None,
+        }))
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
@@ -276,6 +287,7 @@ mod tests {
             ingest: "http://127.0.0.1:50051".into(),
             ingest_admin: "http://127.0.0.1:9464".into(),
             processor_admin: "http://127.0.0.1:9465".into(),
+            mirror_restarts: region.map(|_| "restarts.json".into()),
         }
     }
 
@@ -290,7 +302,8 @@ mod tests {
     fn with_two_regions_each_has_its_names_and_the_first_the_plain_ones_too() {
         let regions = [endpoints(Some("us-east"), "127.0.0.1:9092"), endpoints(Some("eu-west"), "127.0.0.1:9192")];
         let variables = variables(&regions);
-        assert_eq!(variables.len(), 15);
+        assert_eq!(variables.len(), 18);
+        assert_eq!(variables["MIRROR_RESTARTS_EU_WEST"], "restarts.json");
         assert_eq!(variables["KAFKA_BOOTSTRAP"], "127.0.0.1:9092");
         assert_eq!(variables["KAFKA_BOOTSTRAP_US_EAST"], "127.0.0.1:9092");
         assert_eq!(variables["KAFKA_BOOTSTRAP_EU_WEST"], "127.0.0.1:9192");
