@@ -7,7 +7,7 @@ mod command;
 
 use std::time::{Duration, Instant};
 
-use coderelay_devstack::{Observer, Regions, Stack};
+use coderelay_devstack::{Observer, Regions, Stack, free_port};
 use coderelay_schemas::topics::{PACKETS, PARTITIONS, TopicNames};
 use command::relayctl;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -93,6 +93,52 @@ async fn until_mirrored(stack: &Stack, name: &str, count: usize) {
     }
 }
 
+/// `mirror watch` of both regions, and what it serves.
+struct Watch {
+    _process: tokio::process::Child,
+    url: String,
+}
+
+impl Watch {
+    fn start(regions: &Regions) -> Self {
+        let address = format!("127.0.0.1:{}", free_port().unwrap());
+        let region = |stack: &Stack| {
+            let (name, kafka) = (stack.region().unwrap(), stack.bootstrap_servers());
+            format!("{name},kafka={kafka},restarts={}", regions.mirror().restarts_file().display())
+        };
+        let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_relayctl"))
+            .args(["mirror", "watch", "--listen", &address, "--interval", "500ms"])
+            .args(["--region", &region(regions.us_east()), "--region", &region(regions.eu_west())])
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self { _process: process, url: format!("http://{address}/metrics") }
+    }
+
+    /// Waits until a metric of the direction from us-east to eu-west has such a value.
+    async fn until(&self, metric: &str, expected: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = match reqwest::get(&self.url).await {
+                Ok(answer) => answer.text().await.unwrap(),
+                Err(error) => error.to_string(),
+            };
+            let found = text.lines().find(|line| {
+                line.starts_with(&format!("{metric}{{")) && line.contains(r#"source="us-east",target="eu-west""#)
+            });
+            if found.is_some_and(|line| expected(line.rsplit(' ').next().unwrap())) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{metric}: {text}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+fn seconds(value: &str) -> f64 {
+    value.parse().unwrap()
+}
+
 async fn restore(regions: &Regions) -> (Exit, Value) {
     let (from, to) = (regions.eu_west().bootstrap_servers(), regions.us_east().bootstrap_servers());
     let (from, to) = (format!("eu-west,kafka={from}"), format!("us-east,kafka={to}"));
@@ -139,6 +185,12 @@ async fn a_region_without_its_disks_gets_back_what_was_mirrored_and_what_it_take
     let (east, west) = (regions.us_east(), regions.eu_west());
     write(east, "first", 100).await;
     until_mirrored(west, "first", 100).await;
+    let watch = Watch::start(&regions);
+    for (metric, expected) in [("up", "1"), ("task_running", "1"), ("lag_records", "0"), ("lag_seconds", "0")] {
+        watch.until(&format!("coderelay_mirror_{metric}"), |value| value == expected).await;
+    }
+    watch.until("coderelay_mirror_supervisor_restarts_total", |value| value == "0").await;
+    watch.until("coderelay_mirror_canary_age_seconds", |value| seconds(value) < 15.0).await;
     delete_oldest(west, 60).await;
     let mirrored = read(west, MIRROR);
     assert_eq!(mirrored.len(), 40);
@@ -180,4 +232,14 @@ async fn a_region_without_its_disks_gets_back_what_was_mirrored_and_what_it_take
     assert_eq!(arrived(west, "second"), [1; 100], "each, once");
     assert_eq!(read(west, MIRROR).len(), mirrored.len() + 100, "and nothing that was restored a second time");
     assert_eq!(read(east, PACKETS), read(west, MIRROR));
+
+    regions.mirror().process().stop(GRACE).await.unwrap();
+    coderelay_mirrormaker::restarts::write(regions.mirror().restarts_file(), 3).unwrap();
+    write(east, "third", 10).await;
+    watch.until("coderelay_mirror_lag_records", |value| value == "10").await;
+    watch.until("coderelay_mirror_lag_seconds", |value| seconds(value) > 2.0).await;
+    watch.until("coderelay_mirror_supervisor_restarts_total", |value| value == "3").await;
+    regions.us_east().kill().await.unwrap();
+    watch.until("coderelay_mirror_up", |value| value == "0").await;
+    watch.until("coderelay_mirror_canary_age_seconds", |value| seconds(value) > 5.0).await;
 }
