@@ -40,7 +40,7 @@ pub(crate) struct Deployment {
 #[derive(Debug)]
 enum Backend {
     Stack(Box<Stack>),
-    Regions(Regions),
+    Regions(Box<Regions>),
 }
 
 impl Backend {
@@ -82,7 +82,7 @@ impl Deployment {
             stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
             Backend::Stack(Box::new(stack))
         } else {
-            Backend::Regions(Regions::start(builder).await?)
+            Backend::Regions(Box::new(Regions::start(builder).await?))
         };
         if let Some(mirror) = backend.mirror() {
             let directions = mirror.directions().iter().map(ToString::to_string).collect();
