@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::folder::remove;
 use crate::jars;
 use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
@@ -113,17 +114,30 @@ impl Node {
     /// Starts it in its folder below `dir`, with `prefix` before its name.
     pub(crate) fn launch(&self, dir: &Path, prefix: &str) -> Result<Process> {
         let dir = dir.join("cassandra");
+        let conf = self.lay_out(&dir)?;
+        let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
+        let probe = Probe::Cql { address: self.contact(), credentials };
+        let args = self.java_args(&dir, &conf)?;
+        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(args);
+        Process::launch(launch.ready_when(probe).behind_the_topic())
+    }
+
+    /// Takes its disk away. It must not be running.
+    pub(crate) fn empty(&self, dir: &Path) -> Result<()> {
+        let dir = dir.join("cassandra");
+        remove(&dir.join("data"))?;
+        self.lay_out(&dir).map(|_| ())
+    }
+
+    /// Writes its configuration into a folder in `dir`.
+    fn lay_out(&self, dir: &Path) -> Result<PathBuf> {
         let conf = dir.join("conf");
         fs::create_dir_all(&conf).map_err(Error::io(&conf))?;
         let yaml = conf.join("cassandra.yaml");
         fs::write(&yaml, self.yaml(&dir.join("data"))).map_err(Error::io(&yaml))?;
         let logback = conf.join("logback.xml");
         fs::write(&logback, LOGBACK).map_err(Error::io(&logback))?;
-        let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
-        let probe = Probe::Cql { address: self.contact(), credentials };
-        let args = self.java_args(&dir, &conf)?;
-        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(args);
-        Process::launch(launch.ready_when(probe).behind_the_topic())
+        Ok(conf)
     }
 
     fn java_args(&self, dir: &Path, conf: &Path) -> Result<Vec<String>> {

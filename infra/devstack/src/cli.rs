@@ -1,7 +1,8 @@
-//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo; or regions ─▶ deployment ─▶ `region_loss`
+//! arguments ─▶ up ─▶ serve (detached) ─▶ deployment ─▶ state ─▶ view │ status, down; or run ─▶ deployment ─▶ relayctl demo; or regions ─▶ deployment ─▶ `region_loss`; or rebuild ─▶ serve ─▶ deployment
 
 mod down;
 mod fetch;
+mod rebuild;
 mod regions;
 mod run;
 mod serve;
@@ -11,6 +12,7 @@ mod up;
 mod deployment;
 mod home;
 mod region_loss;
+mod relayctl;
 mod state;
 mod view;
 
@@ -50,6 +52,10 @@ enum Verb {
     Run(RunArgs),
     /// Start two regions afresh, kill one under load, bring it back, look for every packet in both, print the table, and stay until Ctrl-C.
     Regions(RegionsArgs),
+    /// Give a region of `up --regions 2` that is dead and has lost its disks everything back that the other has of it, and compare both.
+    ///
+    /// Exit code 0: both hold the same, but for what had not been mirrored. 1: they differ, or it could not be done.
+    Rebuild(RebuildArgs),
     /// Fetch the jars of Kafka and Cassandra into the user's cache; every start does it when they are missing.
     Fetch,
     /// Own the processes that `up` asks for; runs in the background.
@@ -115,6 +121,22 @@ struct RegionsArgs {
     mirrored: bool,
 }
 
+#[derive(Debug, Args)]
+struct RebuildArgs {
+    /// `us-east` or `eu-west`; every process of its Kafka and Cassandra has to be dead.
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(coderelay_devstack::REGIONS))]
+    region: String,
+    /// Delete what is left of its disks. Needed where anything is: a region with its disks needs no rebuilding.
+    #[arg(long)]
+    wipe: bool,
+    /// What producers were told: the output of `relayctl push --output json`. Says which of these packets are lost; may be given again.
+    #[arg(long, value_name = "FILE")]
+    receipts: Vec<PathBuf>,
+    /// How to print what was found.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
 impl RunArgs {
     fn paths_or_default(&self) -> Vec<PathBuf> {
         if self.paths.is_empty() { vec![self.repository.clone()] } else { self.paths.clone() }
@@ -158,8 +180,9 @@ pub(crate) async fn main() -> anyhow::Result<ExitCode> {
         Verb::Status(args) => status::status(&home, args.output).await,
         Verb::Run(args) => Box::pin(run::run(&home, &args)).await,
         Verb::Regions(args) => Box::pin(regions::regions(&home, &args)).await,
+        Verb::Rebuild(args) => rebuild::rebuild(&home, &args).await,
         Verb::Fetch => fetch::fetch().await,
-        Verb::Serve(args) => serve::serve(&home, &args).await,
+        Verb::Serve(args) => Box::pin(serve::serve(&home, &args)).await,
     }
 }
 

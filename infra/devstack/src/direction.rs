@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
+use coderelay_mirrormaker::topic::{self, HEARTBEATS};
+use coderelay_mirrormaker::{TaskState, TaskStatus};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
@@ -20,9 +22,6 @@ use crate::readiness::quiet_client;
 
 /// How long one read may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Where `MirrorMaker` writes its heartbeats, in every region.
-const HEARTBEATS: &str = "heartbeats";
 
 /// How far before a topic's end its last record is looked for: in a topic written in transactions, markers take offsets too.
 const TAIL: i64 = 10;
@@ -69,28 +68,6 @@ pub struct Task {
     pub error: Option<String>,
 }
 
-/// Connect's states of a task (`AbstractStatus.State`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum TaskState {
-    /// It works.
-    Running,
-    /// It has failed, and stays so until its process or the task itself is started again.
-    Failed,
-    /// It is about to be.
-    Unassigned,
-    /// Any other: paused, stopped, restarting.
-    #[serde(other)]
-    Other,
-}
-
-/// The value of a task's record in the status topic.
-#[derive(Debug, Deserialize)]
-struct Status {
-    state: TaskState,
-    trace: Option<String>,
-}
-
 impl Direction {
     /// Reads what both regions tell. Blocking; some tens of milliseconds when they answer.
     ///
@@ -99,10 +76,10 @@ impl Direction {
     pub(crate) fn observe(&self) -> Result<Observation, String> {
         let (source, target) = (Reader::connect(&self.source)?, Reader::connect(&self.target)?);
         let mut tasks = BTreeMap::new();
-        target.read(&format!("mm2-status.{}.internal", self.source.name), Offset::Beginning, |record| {
+        target.read(&topic::status(&self.source.name), Offset::Beginning, |record| {
             note(&mut tasks, record);
         })?;
-        let arrived = target.last_written(&format!("{}.{HEARTBEATS}", self.source.name))?;
+        let arrived = target.last_written(&topic::mirrored(&self.source.name, HEARTBEATS))?;
         let (sent, pulse) = (source.last_written(HEARTBEATS)?, target.last_written(HEARTBEATS)?);
         Ok(Observation { tasks, sent, arrived, pulse })
     }
@@ -144,13 +121,11 @@ impl Observation {
 
 /// Adds what a record of the status topic says, if it is about a task. Without a value it says that there is no such task any more.
 fn note(tasks: &mut BTreeMap<String, Task>, record: &BorrowedMessage) {
-    let key = record.key().and_then(|key| std::str::from_utf8(key).ok());
-    let Some(name) = key.and_then(|key| key.strip_prefix("status-task-")) else { return };
-    let status = record.payload().and_then(|value| serde_json::from_slice::<Status>(value).ok());
+    let Some((name, status)) = TaskStatus::parse(record.key(), record.payload()) else { return };
     match (status, written(record)) {
-        (Some(Status { state, trace }), Some(since)) => {
-            let error = trace.and_then(|trace| trace.lines().next().map(str::to_owned));
-            tasks.insert(name.to_owned(), Task { state, since, error });
+        (Some(status), Some(since)) => {
+            let error = status.error().map(str::to_owned);
+            tasks.insert(name.to_owned(), Task { state: status.state, since, error });
         }
         _ => drop(tasks.remove(name)),
     }

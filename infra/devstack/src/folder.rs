@@ -1,6 +1,7 @@
 //! The folder of one stack: every node's data, configuration and log.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +56,14 @@ impl Drop for Folder {
             // A file that a dying process still writes may remain; the next sweep takes it.
             let _ = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+/// Removes a folder, if there is one.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::error::{Error, Result};
+use crate::folder::remove;
 use crate::jars;
 use crate::launch::Launch;
 use crate::link::Link;
@@ -76,14 +77,28 @@ impl Cluster {
         self.listeners.iter().map(launch).collect()
     }
 
-    fn launch_node(&self, listener: Listener, dir: &Path, prefix: &str) -> Result<Process> {
+    /// Takes every node's disk away, and gives it the empty one of a new cluster at the same addresses. None may be running.
+    pub(crate) fn empty(&self, dir: &Path) -> Result<()> {
+        let id = random_uuid();
+        for listener in &self.listeners {
+            let dir = dir.join(node_name(*listener));
+            remove(&dir.join("data"))?;
+            self.lay_out(*listener, &dir, &id)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what a node finds when it starts: its configuration, and its formatted disk. A disk that has data keeps it.
+    fn lay_out(&self, listener: Listener, dir: &Path, id: &str) -> Result<()> {
         let data = dir.join("data");
         fs::create_dir_all(&data).map_err(Error::io(&data))?;
-        self.format(listener, &data)?;
-        let properties = dir.join("server.properties");
-        write(&properties, &self.properties(listener, &data))?;
-        let logging = dir.join("log4j2.properties");
-        write(&logging, LOG4J)?;
+        self.format(listener, &data, id)?;
+        write(&properties(dir), &self.properties(listener, &data))?;
+        write(&logging(dir), LOG4J)
+    }
+
+    fn launch_node(&self, listener: Listener, dir: &Path, prefix: &str) -> Result<Process> {
+        self.lay_out(listener, dir, &self.id)?;
         let args = [
             "-Xms512m".to_owned(),
             "-Xmx512m".to_owned(),
@@ -91,11 +106,11 @@ impl Cluster {
             "-XX:+UseG1GC".to_owned(),
             "-XX:G1HeapRegionSize=8m".to_owned(),
             "-XX:-UsePerfData".to_owned(),
-            format!("-Dlog4j2.configurationFile={}", logging.display()),
+            format!("-Dlog4j2.configurationFile={}", logging(dir).display()),
             "-cp".to_owned(),
             format!("{}/*", self.jars.display()),
             "kafka.Kafka".to_owned(),
-            properties.display().to_string(),
+            properties(dir).display().to_string(),
         ];
         let credentials = self.security.as_ref().map(|security| security.credentials.clone());
         let probe = Probe::Kafka { address: address(listener.broker), id: listener.id, credentials };
@@ -104,7 +119,7 @@ impl Cluster {
     }
 
     /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.
-    fn format(&self, listener: Listener, data: &Path) -> Result<()> {
+    fn format(&self, listener: Listener, data: &Path, cluster: &str) -> Result<()> {
         let meta = data.join("meta.properties");
         if meta.exists() {
             return Ok(());
@@ -112,7 +127,7 @@ impl Cluster {
         let checkpoint = data.join("bootstrap.checkpoint");
         let features = self.feature_checkpoint(listener)?;
         fs::copy(&features, &checkpoint).map_err(Error::io(&features))?;
-        let (cluster, directory, node) = (&self.id, random_uuid(), listener.id);
+        let (directory, node) = (random_uuid(), listener.id);
         write(&meta, &format!("version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={directory}\n"))
     }
 
@@ -213,6 +228,14 @@ transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
 fn node_name(listener: Listener) -> String {
     format!("kafka-{}", listener.id)
+}
+
+fn properties(dir: &Path) -> PathBuf {
+    dir.join("server.properties")
+}
+
+fn logging(dir: &Path) -> PathBuf {
+    dir.join("log4j2.properties")
 }
 
 fn address(port: u16) -> String {

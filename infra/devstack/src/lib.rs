@@ -45,7 +45,8 @@ mod mirrormaker;
 mod supervisor;
 
 pub use cassandra::CommitLog;
-pub use direction::{Cluster, Direction, Observation, Task, TaskState};
+pub use coderelay_mirrormaker::TaskState;
+pub use direction::{Cluster, Direction, Observation, Task};
 pub use error::{Error, Result};
 pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
 pub use kafka::MESSAGE_MAX_BYTES;

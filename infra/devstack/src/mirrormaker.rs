@@ -2,8 +2,10 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
+
+use coderelay_mirrormaker::restarts;
 
 use crate::direction::{Cluster, Direction};
 use crate::error::{Error, Result};
@@ -30,6 +32,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct MirrorMaker {
     process: Process,
     directions: Vec<Direction>,
+    restarts: PathBuf,
 }
 
 impl MirrorMaker {
@@ -58,8 +61,10 @@ impl MirrorMaker {
         let directions =
             vec![Direction { source: one.clone(), target: other.clone() }, Direction { source: other, target: one }];
         let launch = Launch::new("mirrormaker", jars::java()?, &dir).args(args).envs(envs);
+        let restarts = dir.join("restarts.json");
+        restarts::write(&restarts, 0).map_err(Error::io(&restarts))?;
         let process = Process::launch(launch.ready_when(Probe::Mirror { directions: directions.clone() }))?;
-        Ok(Self { process, directions })
+        Ok(Self { process, directions, restarts })
     }
 
     /// Its process, to be treated badly.
@@ -70,6 +75,11 @@ impl MirrorMaker {
     /// Both directions.
     pub fn directions(&self) -> &[Direction] {
         &self.directions
+    }
+
+    /// The file in which its supervisor keeps how often it has started it again; what `supervise` has in production.
+    pub fn restarts_file(&self) -> &Path {
+        &self.restarts
     }
 
     /// What can be seen of it now. Takes some seconds when a region does not answer.
@@ -98,6 +108,9 @@ impl MirrorMaker {
                     observer.tell(&Event::Restarting { name: name.clone(), reason: cause.to_string() });
                     self.process.stop(GRACE).await?;
                     self.process.start()?;
+                    let file = &self.restarts;
+                    let before = restarts::read(file).map_err(Error::io(file))?.unwrap_or_default();
+                    restarts::write(file, before + 1).map_err(Error::io(file))?;
                     self.process.tell_starting(observer);
                     restarted = Some(Instant::now());
                 }

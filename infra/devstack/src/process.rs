@@ -65,7 +65,6 @@ impl Process {
     /// # Errors
     /// If the folder or the process cannot be made.
     pub fn launch(launch: Launch) -> Result<Self> {
-        fs::create_dir_all(&launch.dir).map_err(Error::io(&launch.dir))?;
         let log = launch.log_path();
         let incarnation = Mutex::new(begin(&launch, &log)?);
         Ok(Self { launch, log, incarnation })
@@ -303,6 +302,8 @@ impl Drop for Process {
 }
 
 fn begin(launch: &Launch, log: &Path) -> Result<Incarnation> {
+    // Each time: a region that is rebuilt may have lost its folders.
+    fs::create_dir_all(&launch.dir).map_err(Error::io(&launch.dir))?;
     let started = SystemTime::now();
     let mut child = launch.spawn(log)?;
     let pid = Pid::from_raw(child.id().cast_signed());

@@ -112,19 +112,8 @@ impl Builder {
         let prefix = process_name(self.region.as_deref(), "");
         let cql = node.as_ref().map(|node| node.launch(folder.path(), &prefix)).transpose()?;
         let brokers = cluster.launch(folder.path(), &prefix)?;
-        let cql_contact = node.map(|node| node.contact());
-        let (bootstrap_servers, linked_servers) = (cluster.bootstrap_servers(), cluster.linked_servers());
-        let stack = Stack {
-            region: self.region,
-            brokers,
-            cql,
-            bootstrap_servers,
-            linked_servers,
-            links,
-            cql_contact,
-            credentials: security.map(|security| security.credentials),
-            folder,
-        };
+        let credentials = security.map(|security| security.credentials);
+        let stack = Stack { region: self.region, brokers, cql, cluster, links, node, credentials, folder };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -183,10 +172,9 @@ pub struct Stack {
     region: Option<String>,
     brokers: Vec<Process>,
     cql: Option<Process>,
-    bootstrap_servers: String,
-    linked_servers: Option<String>,
+    cluster: kafka::Cluster,
     links: Vec<Link>,
-    cql_contact: Option<String>,
+    node: Option<cassandra::Node>,
     credentials: Option<Credentials>,
     // Last: files are removed after the processes that write them are killed.
     folder: Folder,
@@ -222,12 +210,12 @@ impl Stack {
 
     /// `host:port` of every broker, comma-separated.
     pub fn bootstrap_servers(&self) -> String {
-        self.bootstrap_servers.clone()
+        self.cluster.bootstrap_servers()
     }
 
     /// The same by the way that can be [cut](Self::cut), if the stack was built [`linked`](Builder::linked); else the only way there is.
     pub fn linked_servers(&self) -> String {
-        self.linked_servers.clone().unwrap_or_else(|| self.bootstrap_servers())
+        self.cluster.linked_servers().unwrap_or_else(|| self.bootstrap_servers())
     }
 
     /// Cuts the way of [`linked_servers`](Self::linked_servers): connections stay open and nothing comes through.
@@ -245,7 +233,7 @@ impl Stack {
     /// # Panics
     /// If the stack was built without [`Builder::cql`].
     pub fn cql_contact(&self) -> String {
-        self.cql_contact.clone().unwrap_or_else(|| no_cql())
+        self.node.as_ref().map_or_else(|| no_cql(), cassandra::Node::contact)
     }
 
     /// What clients need, if the stack is [`secured`](Builder::secured).
@@ -255,7 +243,7 @@ impl Stack {
 
     /// Settings with which a Kafka client reaches the brokers, secured or not.
     pub fn kafka_client(&self) -> ClientConfig {
-        quiet_client(&self.bootstrap_servers, self.credentials())
+        quiet_client(&self.bootstrap_servers(), self.credentials())
     }
 
     /// A session with Cassandra, as superuser where there are users.
@@ -330,15 +318,38 @@ impl Stack {
     /// # Errors
     /// As [`Builder::start`].
     pub async fn restart(&self) -> Result<()> {
-        for node in self.nodes() {
-            node.start()?;
+        self.start_nodes(&Observer::default()).await
+    }
+
+    /// Kills what still runs, takes every node's disk away, starts all with empty ones at the same addresses, as when a region's machines were
+    /// replaced, and waits until they can do their work. There are no topics and no keyspaces then; what they had written to their logs stays.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn restart_empty(&self, observer: &Observer) -> Result<()> {
+        self.kill().await?;
+        self.cluster.empty(self.dir())?;
+        if let Some(node) = &self.node {
+            node.empty(self.dir())?;
         }
-        self.ready(&Observer::default()).await
+        self.start_nodes(observer).await
+    }
+
+    /// Whether anything is left of what a node had written to its disk.
+    pub fn has_disks(&self) -> bool {
+        self.nodes().any(|node| node.dir().join("data").exists())
     }
 
     /// How many replicas each partition has.
     pub(crate) fn replicas(&self) -> usize {
         if self.brokers.len() < 3 { 1 } else { 3 }
+    }
+
+    async fn start_nodes(&self, observer: &Observer) -> Result<()> {
+        for node in self.nodes() {
+            node.start()?;
+        }
+        self.ready(observer).await
     }
 
     async fn ready(&self, observer: &Observer) -> Result<()> {

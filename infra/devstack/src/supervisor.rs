@@ -168,8 +168,10 @@ fn moved_since(seen: &Observation, started: SystemTime) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use coderelay_mirrormaker::TaskState;
+
     use super::*;
-    use crate::direction::{Cluster, Task, TaskState};
+    use crate::direction::{Cluster, Task};
 
     /// Seconds after a time at which the process was started.
     fn at(seconds: u64) -> SystemTime {

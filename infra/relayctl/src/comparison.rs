@@ -104,6 +104,8 @@ pub(crate) struct Comparison {
     pub(crate) stored: [u64; 2],
     /// Ids that were used for different content in the two regions: by design each has published the one it saw first.
     pub(crate) conflicts: u64,
+    /// Packets that a producer was told are taken, and that neither has published.
+    pub(crate) lost: u64,
     /// What is not the same, or not once.
     pub(crate) differences: Vec<Difference>,
 }
@@ -112,7 +114,7 @@ impl Comparison {
     /// One of these regions, over packets ingested in `window`, that has seen nothing yet.
     pub(crate) fn of(names: [&str; 2], window: Window) -> Self {
         let names = names.map(str::to_owned);
-        Self { names, window, published: [0; 2], stored: [0; 2], conflicts: 0, differences: Vec::new() }
+        Self { names, window, published: [0; 2], stored: [0; 2], conflicts: 0, lost: 0, differences: Vec::new() }
     }
 
     /// Compares what both have published. A packet that is in the window in one region may lie outside of it in the other, which took
@@ -140,6 +142,23 @@ impl Comparison {
                     }
                     Some(_) => {}
                 }
+            }
+        }
+    }
+
+    /// Looks for packets that were acknowledged, whenever that was.
+    pub(crate) fn receipts(&mut self, acknowledged: &BTreeSet<(String, PacketId)>, published: &[Published; 2]) {
+        for packet in acknowledged {
+            if published.iter().all(|published| !published.0.contains_key(packet)) {
+                self.lost += 1;
+                self.differences.push(Difference {
+                    ingested_at: String::new(),
+                    region: self.names.join(", "),
+                    place: Place::Topic,
+                    what: "acknowledged, and in neither region".into(),
+                    repo_id: packet.0.clone(),
+                    packet_id: packet.1.to_string(),
+                });
             }
         }
     }
@@ -253,6 +272,16 @@ mod tests {
         comparison.topics(&[east, west]);
         assert_eq!(said(&comparison), ["eu-west topic missing 02", "us-east topic published 2 times 04"]);
         assert_eq!(comparison.published, [3, 1]);
+    }
+
+    #[test]
+    fn a_packet_that_was_acknowledged_and_is_nowhere_is_lost() {
+        let mut comparison = comparison();
+        let published = [published(&[(1, b"a", 1_000)]), published(&[(2, b"a", 5)])];
+        let acknowledged = [1, 2, 3].map(|id| ("repo".to_owned(), PacketId([id; 16])));
+        comparison.receipts(&acknowledged.into(), &published);
+        assert_eq!(comparison.lost, 1);
+        assert_eq!(said(&comparison), ["us-east, eu-west topic acknowledged, and in neither region 03"]);
     }
 
     #[test]

@@ -117,6 +117,12 @@ pub(crate) fn committed_offsets(
     Ok(offsets)
 }
 
+/// How many members a group of any protocol has.
+pub(crate) fn members(consumer: &BaseConsumer, group: &str) -> anyhow::Result<usize> {
+    let list = consumer.fetch_group_list(Some(group), REQUEST_TIMEOUT)?;
+    Ok(list.groups().iter().map(|group| group.members().len()).sum())
+}
+
 /// The group's state in words, or none if the coordinator does not know it.
 fn state(consumer: &BaseConsumer, group: &str) -> anyhow::Result<Option<String>> {
     let list = consumer.fetch_group_list(Some(group), REQUEST_TIMEOUT)?;

@@ -35,8 +35,14 @@ mod replay;
 mod cluster;
 mod store;
 
+mod region;
 mod mirror_status;
+mod mirror_watch;
 mod comparison;
+mod receipts;
+mod restore;
+mod source_offsets;
+mod outbox;
 mod findings;
 mod evidence;
 

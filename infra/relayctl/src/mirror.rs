@@ -1,8 +1,8 @@
 //! `relayctl mirror`: how far the mirror between two regions is, and whether they hold the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -16,11 +16,15 @@ use serde::Serialize;
 use crate::comparison::{Comparison, Difference, Published, Window};
 use crate::connect::Connection;
 use crate::exit::{Exit, Refusal};
-use crate::mirror_status::MirrorStatus;
+use crate::mirror_status::{Direction, MirrorStatus};
+use crate::mirror_watch::{self, WatchArgs};
 use crate::output::{Output, Row, count};
-use crate::position::{Moment, Position, millis, rfc3339};
+use crate::position::{Moment, Position, rfc3339};
 use crate::progress::Progress;
 use crate::reader::Reader;
+use crate::receipts;
+use crate::region::Region;
+use crate::restore::{self, RestoreArgs};
 use crate::store::{Day, Store};
 
 /// Copies of one packet, sent to both regions, may lie as far apart as duplicates are recognised: the default `dedup.window`.
@@ -32,16 +36,25 @@ const DAYS_AT_ONCE: usize = 8;
 /// Two regions: how far their mirror is, and whether they hold the same
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum MirrorCommand {
-    /// Show tasks, last heartbeat and lag of each direction; exit code 1 where a task does not run or no heartbeat arrives
+    /// Show tasks, last heartbeat, lag and supervisor's restarts of each direction; exit code 1 where a task does not run or no heartbeat
+    /// arrives
     Status(RegionArgs),
+    /// Look again and again, and serve what `status` shows as metrics, until interrupted
+    Watch(WatchArgs),
     /// Compare what two regions have published and stored; exit code 1 where it differs
     Verify(VerifyArgs),
+    /// Give a region that has lost its disks back what the other has mirrored of it, and set `MirrorMaker`'s offsets accordingly
+    ///
+    /// Before: stop `MirrorMaker`, start the region's brokers and store empty, create its topics (`relayctl topics apply`) and its table.
+    /// Afterwards: start its ingest, its processor and `MirrorMaker`. May be repeated when interrupted.
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RegionArgs {
     /// A region (twice): NAME, with its addresses in `KAFKA_BOOTSTRAP_<NAME>` and `CQL_CONTACT_<NAME>` as `infra/dev up --regions 2`
-    /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ
+    /// writes them, or NAME,kafka=HOST:PORT,cql=HOST:PORT with keyspace=… and topic-suffix=… where they differ,
+    /// and restarts=FILE or `MIRROR_RESTARTS_<NAME>`, the file in which the supervisor of the `MirrorMaker` that writes to it counts restarts
     #[arg(long = "region", value_name = "REGION", default_values = ["us-east", "eu-west"])]
     regions: Vec<Region>,
 }
@@ -56,66 +69,13 @@ pub(crate) struct VerifyArgs {
     /// Packets that were ingested before this time, or as long ago: younger ones may not have been mirrored yet
     #[arg(long, default_value = "1m", value_name = "TIME")]
     until: Moment,
+    /// What producers were told: the output of `relayctl push --output json` (repeatable); what was acknowledged since --since and is in
+    /// neither region is a difference too
+    #[arg(long, value_name = "FILE")]
+    receipts: Vec<PathBuf>,
     /// Differences to show; all are counted
     #[arg(long, short = 'n', default_value_t = 20, value_name = "COUNT")]
     limit: usize,
-}
-
-/// A region and what of its addresses is not the connection's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Region {
-    name: String,
-    own: BTreeMap<String, String>,
-}
-
-impl FromStr for Region {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split(',').peekable();
-        let name =
-            parts.next().filter(|name| !name.is_empty() && !name.contains('=')).ok_or("expected a name first")?;
-        let mut own = BTreeMap::new();
-        while let Some(part) = parts.next() {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not key=value"))?;
-            if !["kafka", "cql", "keyspace", "topic-suffix"].contains(&key) {
-                return Err(format!("{key:?} is none of kafka, cql, keyspace, topic-suffix"));
-            }
-            let mut value = value.to_owned();
-            // Addresses are lists themselves.
-            while let Some(more) = parts.next_if(|next| !next.contains('=')) {
-                value.extend([",", more]);
-            }
-            own.insert(key.to_owned(), value);
-        }
-        Ok(Self { name: name.to_owned(), own })
-    }
-}
-
-impl Region {
-    /// How the region is reached: by its own addresses, or those in the environment under its name.
-    fn connection(&self, base: &Connection) -> anyhow::Result<Connection> {
-        let suffix = self.name.to_uppercase().replace(['-', '.'], "_");
-        let address = |key: &str, variable: &str| {
-            let variable = format!("{variable}_{suffix}");
-            self.own.get(key).cloned().or_else(|| std::env::var(&variable).ok()).ok_or_else(|| {
-                Refusal::Usage(format!(
-                    "where is {}? Set {variable}, or --region {},{key}=HOST:PORT",
-                    self.name, self.name
-                ))
-            })
-        };
-        let mut connection = base.clone();
-        connection.kafka = address("kafka", "KAFKA_BOOTSTRAP")?;
-        connection.cql = address("cql", "CQL_CONTACT")?;
-        if let Some(keyspace) = self.own.get("keyspace") {
-            connection.keyspace.clone_from(keyspace);
-        }
-        if let Some(topic_suffix) = self.own.get("topic-suffix") {
-            connection.topic_suffix.clone_from(topic_suffix);
-        }
-        Ok(connection)
-    }
 }
 
 /// What was compared and found.
@@ -127,6 +87,10 @@ struct Report<'a> {
     published: [u64; 2],
     stored: [u64; 2],
     conflicts: u64,
+    /// Packets in the receipts, where there are any.
+    acknowledged: Option<usize>,
+    /// Those of them that are in neither region.
+    lost: u64,
     differences: usize,
     shown: &'a [Difference],
 }
@@ -145,48 +109,56 @@ impl Row for Difference {
 pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
     match command {
         MirrorCommand::Status(args) => status(&args, connection, output),
+        MirrorCommand::Watch(args) => mirror_watch::run(args, connection, output).await,
         MirrorCommand::Verify(args) => verify(args, connection, output).await,
+        MirrorCommand::Restore(args) => tokio::task::block_in_place(|| restore::run(&args, connection, output)),
     }
 }
 
 impl RegionArgs {
-    /// The two regions and how each is reached.
-    fn pair(&self, base: &Connection) -> anyhow::Result<[(&str, Connection); 2]> {
+    /// The two regions.
+    fn pair(&self) -> Result<[&Region; 2], Refusal> {
         match self.regions.as_slice() {
-            [one, other] if one.name != other.name => {
-                Ok([(&one.name, one.connection(base)?), (&other.name, other.connection(base)?)])
-            }
-            _ => Err(Refusal::Usage("two regions of different names are needed".into()).into()),
+            [one, other] if one.name != other.name => Ok([one, other]),
+            _ => Err(Refusal::Usage("two regions of different names are needed".into())),
         }
+    }
+
+    /// From either to the other.
+    pub(crate) fn directions(&self, base: &Connection) -> anyhow::Result<[Direction; 2]> {
+        let [one, other] = self.pair()?;
+        Ok([Direction::new(one, other, base)?, Direction::new(other, one, base)?])
     }
 }
 
 fn status(args: &RegionArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let [one, other] = args.pair(connection)?;
-    let (one, other) = ((one.0, &one.1), (other.0, &other.1));
-    let now = || millis(SystemTime::now());
-    let directions = tokio::task::block_in_place(|| {
-        anyhow::Ok([MirrorStatus::read([one, other], now)?, MirrorStatus::read([other, one], now)?])
-    })?;
+    let directions = args.directions(connection)?;
+    let directions =
+        tokio::task::block_in_place(|| directions.iter().map(Direction::status).collect::<Result<Vec<_>, _>>())?;
     output.list(&directions)?;
     Ok(if directions.iter().all(MirrorStatus::is_well) { Exit::Success } else { Exit::Failure })
 }
 
 async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let VerifyArgs { regions, since, until, limit } = args;
+    let VerifyArgs { regions, since, until, receipts, limit } = args;
     let window = Window { since: since.millis(), until: until.millis() };
     if window.since >= window.until {
         return Err(Refusal::Usage("--since has to be before --until".into()).into());
     }
-    let [(one, at_one), (other, at_other)] = regions.pair(connection)?;
-    let connections = [at_one, at_other];
+    let [one, other] = regions.pair()?;
+    let connections = [one.connection(connection)?, other.connection(connection)?];
+    let (one, other) = (one.name.as_str(), other.name.as_str());
 
+    let acknowledged = if receipts.is_empty() { None } else { Some(receipts::acknowledged(&receipts)?) };
     let mut comparison = Comparison::of([one, other], window);
     let earliest = since.0.checked_sub(APART).unwrap_or(SystemTime::UNIX_EPOCH);
     let published = tokio::task::block_in_place(|| {
         anyhow::Ok([published(&connections[0], earliest)?, published(&connections[1], earliest)?])
     })?;
     comparison.topics(&published);
+    if let Some(acknowledged) = &acknowledged {
+        comparison.receipts(acknowledged, &published);
+    }
 
     let days: BTreeSet<(String, Day)> = published.iter().flat_map(|published| published.days(window)).collect();
     let stores = [Store::connect(&connections[0]).await?, Store::connect(&connections[1]).await?];
@@ -206,7 +178,7 @@ async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) 
     }
     drop(progress);
 
-    report(&comparison, [one, other], window, limit, output)?;
+    report(&comparison, [one, other], window, acknowledged.as_ref().map(BTreeSet::len), limit, output)?;
     Ok(if comparison.differences.is_empty() { Exit::Success } else { Exit::Failure })
 }
 
@@ -214,15 +186,27 @@ fn report(
     found: &Comparison,
     regions: [&str; 2],
     window: Window,
+    acknowledged: Option<usize>,
     limit: usize,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let shown = &found.differences[..limit.min(found.differences.len())];
     if output.is_json() {
         let (since, until) = (rfc3339(Some(window.since)), rfc3339(Some(window.until)));
-        let Comparison { published, stored, conflicts, ref differences, .. } = *found;
+        let Comparison { published, stored, conflicts, lost, ref differences, .. } = *found;
         let differences = differences.len();
-        output.document(&Report { regions, since, until, published, stored, conflicts, differences, shown })?;
+        output.document(&Report {
+            regions,
+            since,
+            until,
+            published,
+            stored,
+            conflicts,
+            acknowledged,
+            lost,
+            differences,
+            shown,
+        })?;
         return Ok(());
     }
     output.list(shown)?;
@@ -233,6 +217,9 @@ fn report(
         let ids = count(found.conflicts, "id");
         output
             .say(&format!("{ids} used for different content: each region published one and dead-lettered the other"))?;
+    }
+    if let Some(acknowledged) = acknowledged {
+        output.say(&format!("{} of {acknowledged} acknowledged packets are in neither region", found.lost))?;
     }
     output.say(&count(found.differences.len() as u64, "difference"))?;
     Ok(())
@@ -258,19 +245,4 @@ fn published(connection: &Connection, from: SystemTime) -> anyhow::Result<Publis
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(published)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_region_is_a_name_with_addresses_that_may_be_lists() {
-        let region: Region = "us-east,kafka=a:1,b:2,cql=c:3".parse().unwrap();
-        let own = [("cql", "c:3"), ("kafka", "a:1,b:2")].map(|(key, value)| (key.to_owned(), value.to_owned()));
-        assert_eq!(region, Region { name: "us-east".into(), own: own.into() });
-        assert_eq!("eu-west".parse::<Region>().unwrap().own.len(), 0);
-        assert!("kafka=a:1".parse::<Region>().is_err());
-        assert!("us-east,broker=a:1".parse::<Region>().unwrap_err().contains("none of kafka"));
-    }
 }

@@ -4,84 +4,146 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
+use coderelay_mirrormaker::topic::{self, HEARTBEATS};
+use coderelay_mirrormaker::{TaskStatus, restarts};
 use rdkafka::Message as _;
 use rdkafka::message::BorrowedMessage;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::connect::Connection;
-use crate::exit::Refusal;
 use crate::output::Row;
-use crate::position::Position;
+use crate::position::{Position, millis};
 use crate::reader::{Offsets, Reader};
+use crate::region::Region;
+use crate::source_offsets::{SourceOffsets, is_missing};
 
 /// From how old a heartbeat on, in milliseconds, the mirror stands still: one is sent every second, and a rebalance stops them for some.
 const STILL: i64 = 15_000;
 
+/// One direction of the mirror.
+#[derive(Clone, Debug)]
+pub(crate) struct Direction {
+    /// The region whose packets are mirrored.
+    pub(crate) source: String,
+    /// The region that gets them.
+    pub(crate) target: String,
+    from: Connection,
+    to: Connection,
+    restarts: Option<PathBuf>,
+}
+
 /// One direction of the mirror at one moment.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct MirrorStatus {
     /// The region whose packets are mirrored.
     pub(crate) source: String,
     /// The region that gets them.
     pub(crate) target: String,
-    /// Tasks that are running.
-    pub(crate) running: usize,
-    /// Tasks that are not, and what they said last.
-    pub(crate) troubled: BTreeMap<String, String>,
-    /// Age of the youngest heartbeat of the source that has arrived in the target; none has where absent.
+    /// What each task said of itself last.
+    pub(crate) tasks: BTreeMap<String, String>,
+    /// When the youngest heartbeat of the source that has arrived in the target was written, in milliseconds since the epoch.
+    #[serde(skip)]
+    pub(crate) heartbeat: Option<i64>,
+    /// Its age; none has arrived where absent.
     pub(crate) heartbeat_ms: Option<i64>,
     /// Packets in the source that were not mirrored when `MirrorMaker` noted its offsets, which it does every second.
     pub(crate) behind: i64,
+    /// Age of the oldest of them; 0 where there is none.
+    pub(crate) behind_ms: i64,
+    /// How often the supervisor of the `MirrorMaker` that writes to the target has started it again; unknown where absent.
+    pub(crate) restarts: Option<u64>,
+}
+
+impl Direction {
+    /// From a region to another.
+    pub(crate) fn new(source: &Region, target: &Region, base: &Connection) -> anyhow::Result<Self> {
+        Ok(Self {
+            source: source.name.clone(),
+            target: target.name.clone(),
+            from: source.kafka(base)?,
+            to: target.kafka(base)?,
+            restarts: target.restarts(),
+        })
+    }
+
+    /// Asks the brokers of both regions, and the supervisor's file; blocks.
+    ///
+    /// # Errors
+    /// When one of them does not answer. Topics that `MirrorMaker` has not made yet, and a file that is not there, are no error.
+    pub(crate) fn status(&self) -> anyhow::Result<MirrorStatus> {
+        let Self { source, target, from, to, .. } = self;
+        let mut tasks = BTreeMap::new();
+        each(to, &topic::status(source), Position::Earliest, |record| {
+            note_task(&mut tasks, record.key(), record.payload());
+        })?;
+        let packets = from.topics().packets;
+        let mirrored = match SourceOffsets::read(to, source) {
+            Err(error) if is_missing(&error) => Offsets::new(),
+            read => read?.mirrored(&packets),
+        };
+        let reader = Reader::open(from, &packets)?;
+        let (lows, ends) = (reader.resolve(Position::Earliest)?, reader.ends()?);
+        let waiting = waiting(&lows, &ends, &mirrored);
+        let oldest = oldest(&reader, &waiting)?;
+        let mut heartbeat = None;
+        each(to, &topic::mirrored(source, HEARTBEATS), Position::Last(10), |record| {
+            heartbeat = heartbeat.max(record.timestamp().to_millis());
+        })?;
+        let restarts = match &self.restarts {
+            Some(file) => restarts::read(file).with_context(|| file.display().to_string())?,
+            None => None,
+        };
+        let now = millis(SystemTime::now());
+        let age = |since: i64| (now - since).max(0);
+        Ok(MirrorStatus {
+            source: source.clone(),
+            target: target.clone(),
+            tasks,
+            heartbeat,
+            heartbeat_ms: heartbeat.map(age),
+            behind: waiting.iter().map(|(partition, next)| ends[partition] - next).sum(),
+            behind_ms: oldest.map_or(0, age),
+            restarts,
+        })
+    }
 }
 
 impl MirrorStatus {
     /// Whether every task runs and a young heartbeat has arrived.
     pub(crate) fn is_well(&self) -> bool {
-        self.troubled.is_empty() && self.running > 0 && self.heartbeat_ms.is_some_and(|age| age < STILL)
-    }
-
-    /// Asks the brokers of both regions, at `now` in milliseconds since the epoch; blocks.
-    ///
-    /// # Errors
-    /// When one of them does not answer. Topics that `MirrorMaker` has not made yet are no error.
-    pub(crate) fn read([source, target]: [(&str, &Connection); 2], now: impl Fn() -> i64) -> anyhow::Result<Self> {
-        let mut tasks = BTreeMap::new();
-        each(target.1, &format!("mm2-status.{}.internal", source.0), Position::Earliest, |record| {
-            note_task(&mut tasks, text(record.key()), record.payload());
-        })?;
-        let packets = source.1.topics().packets;
-        let mut mirrored = Offsets::new();
-        each(target.1, &format!("mm2-offsets.{}.internal", source.0), Position::Earliest, |record| {
-            note_offset(&mut mirrored, &packets, text(record.key()), record.payload());
-        })?;
-        let reader = Reader::open(source.1, &packets)?;
-        let (lows, ends) = (reader.resolve(Position::Earliest)?, reader.ends()?);
-        let mut youngest = None;
-        each(target.1, &format!("{}.heartbeats", source.0), Position::Last(10), |record| {
-            youngest = youngest.max(record.timestamp().to_millis());
-        })?;
-        let troubled: BTreeMap<_, _> = tasks.iter().filter(|(_, said)| *said != "RUNNING").collect();
-        Ok(Self {
-            source: source.0.to_owned(),
-            target: target.0.to_owned(),
-            running: tasks.len() - troubled.len(),
-            troubled: troubled.into_iter().map(|(name, said)| (name.clone(), said.clone())).collect(),
-            heartbeat_ms: youngest.map(|youngest| (now() - youngest).max(0)),
-            behind: behind(&lows, &ends, &mirrored),
-        })
+        let running = !self.tasks.is_empty() && self.tasks.values().all(|said| is_running(said));
+        running && self.heartbeat_ms.is_some_and(|age| age < STILL)
     }
 }
 
+/// Whether a task that said this runs.
+pub(crate) fn is_running(said: &str) -> bool {
+    said == "RUNNING"
+}
+
 impl Row for MirrorStatus {
-    const HEADER: &'static [&'static str] = &["direction", "tasks", "last heartbeat", "packets behind"];
+    const HEADER: &'static [&'static str] =
+        &["direction", "tasks", "last heartbeat", "packets behind", "oldest of them", "supervisor's restarts"];
 
     fn cells(&self) -> Vec<String> {
-        let troubled = self.troubled.iter().map(|(name, said)| format!("{name} {said}"));
-        let tasks = [format!("{} running", self.running)].into_iter().chain(troubled).collect::<Vec<_>>().join(", ");
+        let running = self.tasks.values().filter(|said| is_running(said)).count();
+        let troubled =
+            self.tasks.iter().filter(|(_, said)| !is_running(said)).map(|(name, said)| format!("{name} {said}"));
+        let tasks = [format!("{running} running")].into_iter().chain(troubled).collect::<Vec<_>>().join(", ");
         let heartbeat = self.heartbeat_ms.map_or("none has arrived".to_owned(), |age| format!("{age} ms ago"));
-        vec![format!("{}->{}", self.source, self.target), tasks, heartbeat, self.behind.to_string()]
+        let oldest = if self.behind == 0 { "-".to_owned() } else { format!("{} ms", self.behind_ms) };
+        vec![
+            format!("{}->{}", self.source, self.target),
+            tasks,
+            heartbeat,
+            self.behind.to_string(),
+            oldest,
+            self.restarts.map_or_else(|| "unknown".to_owned(), |restarts| restarts.to_string()),
+        ]
     }
 }
 
@@ -93,7 +155,7 @@ fn each(
     mut visit: impl FnMut(&BorrowedMessage<'_>),
 ) -> anyhow::Result<()> {
     let reader = match Reader::open(connection, topic) {
-        Err(error) if matches!(error.downcast_ref(), Some(Refusal::NotFound(_))) => return Ok(()),
+        Err(error) if is_missing(&error) => return Ok(()),
         opened => opened?,
     };
     let (from, ends) = (reader.resolve(from)?, reader.ends()?);
@@ -105,60 +167,34 @@ fn each(
         .with_context(|| format!("reading {topic}"))
 }
 
-fn text(bytes: Option<&[u8]>) -> &str {
-    bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
-}
-
-/// The value of a task's record in the status topic.
-#[derive(Deserialize)]
-struct TaskRecord {
-    state: String,
-    trace: Option<String>,
-}
-
-/// What a record of the status topic says of a task. Without a value there is no such task any more.
-fn note_task(tasks: &mut BTreeMap<String, String>, key: &str, value: Option<&[u8]>) {
-    let Some(name) = key.strip_prefix("status-task-") else { return };
-    match value.and_then(|value| serde_json::from_slice::<TaskRecord>(value).ok()) {
-        Some(TaskRecord { state, trace }) => {
-            let why = trace.as_deref().and_then(|trace| trace.lines().next()).map(|line| format!(": {line}"));
-            tasks.insert(name.to_owned(), state + why.as_deref().unwrap_or_default());
-        }
-        None => drop(tasks.remove(name)),
+/// What a record of the status topic says of a task.
+fn note_task(tasks: &mut BTreeMap<String, String>, key: Option<&[u8]>, value: Option<&[u8]>) {
+    match TaskStatus::parse(key, value) {
+        Some((name, Some(status))) => drop(tasks.insert(name.to_owned(), status.to_string())),
+        Some((name, None)) => drop(tasks.remove(name)),
+        None => {}
     }
 }
 
-/// Where in the source a partition is, in the key of a record of the offset topic.
-#[derive(Deserialize)]
-struct SourcePartition {
-    topic: String,
-    partition: i32,
-}
-
-/// How far it is.
-#[derive(Deserialize)]
-struct SourceOffset {
-    offset: i64,
-}
-
-/// What a record of the offset topic says of `topic`: its value is the last offset that was mirrored.
-fn note_offset(mirrored: &mut Offsets, topic: &str, key: &str, value: Option<&[u8]>) {
-    let Ok((_, place)) = serde_json::from_str::<(String, SourcePartition)>(key) else { return };
-    if place.topic != topic {
-        return;
-    }
-    match value.and_then(|value| serde_json::from_slice::<SourceOffset>(value).ok()) {
-        Some(SourceOffset { offset }) => mirrored.insert(place.partition, offset + 1),
-        None => mirrored.remove(&place.partition),
+/// The first offset that is not mirrored, of each partition that has one.
+fn waiting(lows: &Offsets, ends: &Offsets, mirrored: &Offsets) -> Offsets {
+    let next = |(&partition, &end): (&i32, &i64)| {
+        let low = lows.get(&partition).copied().unwrap_or_default();
+        let next = mirrored.get(&partition).copied().unwrap_or(low).max(low);
+        (next < end).then_some((partition, next))
     };
+    ends.iter().filter_map(next).collect()
 }
 
-fn behind(lows: &Offsets, ends: &Offsets, mirrored: &Offsets) -> i64 {
-    let waiting = |(partition, end): (&i32, &i64)| {
-        let low = lows.get(partition).copied().unwrap_or_default();
-        (end - mirrored.get(partition).copied().unwrap_or(low).max(low)).max(0)
-    };
-    ends.iter().map(waiting).sum()
+/// The timestamp of the oldest of the records at these offsets.
+fn oldest(reader: &Reader, offsets: &Offsets) -> anyhow::Result<Option<i64>> {
+    let mut oldest: Option<i64> = None;
+    let until = offsets.iter().map(|(partition, offset)| (*partition, offset + 1)).collect();
+    reader.read(offsets, Some(&until), |record| {
+        oldest = [oldest, record.timestamp().to_millis()].into_iter().flatten().min();
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(oldest)
 }
 
 #[cfg(test)]
@@ -168,47 +204,41 @@ mod tests {
     #[test]
     fn the_last_word_of_a_task_counts_until_there_is_no_such_task() {
         let mut tasks = BTreeMap::new();
-        note_task(&mut tasks, "status-connector-MirrorSourceConnector", Some(br#"{"state":"RUNNING"}"#));
-        note_task(&mut tasks, "status-task-MirrorSourceConnector-0", Some(br#"{"state":"RUNNING","trace":null}"#));
-        note_task(
-            &mut tasks,
-            "status-task-MirrorSourceConnector-1",
-            Some(br#"{"state":"FAILED","trace":"big\n\tat"}"#),
-        );
+        let (first, second) = ("status-task-MirrorSourceConnector-0", "status-task-MirrorSourceConnector-1");
+        let running: Option<&[u8]> = Some(br#"{"state":"RUNNING","trace":null}"#);
+        note_task(&mut tasks, Some(first.as_bytes()), running);
+        note_task(&mut tasks, Some(second.as_bytes()), running);
+        note_task(&mut tasks, Some(second.as_bytes()), Some(br#"{"state":"FAILED","trace":"big\n\tat"}"#));
         let expected = [("MirrorSourceConnector-0", "RUNNING"), ("MirrorSourceConnector-1", "FAILED: big")];
         assert_eq!(tasks, expected.map(|(name, said)| (name.to_owned(), said.to_owned())).into());
-        note_task(&mut tasks, "status-task-MirrorSourceConnector-1", None);
+        note_task(&mut tasks, Some(second.as_bytes()), None);
         assert_eq!(tasks.len(), 1);
     }
 
     #[test]
-    fn offsets_of_the_packets_alone_tell_how_far_it_is() {
-        let mut mirrored = Offsets::new();
-        let key = |topic: &str, partition: i32| {
-            format!(r#"["MirrorSourceConnector",{{"cluster":"us-east","partition":{partition},"topic":"{topic}"}}]"#)
-        };
-        note_offset(&mut mirrored, "code.packets.v1", &key("code.packets.v1", 1), Some(br#"{"offset":9}"#));
-        note_offset(&mut mirrored, "code.packets.v1", &key("heartbeats", 0), Some(br#"{"offset":77}"#));
-        note_offset(&mut mirrored, "code.packets.v1", r#"["MirrorHeartbeatConnector",{}]"#, None);
-        assert_eq!(mirrored, [(1, 10)].into());
+    fn what_was_deleted_before_it_was_mirrored_does_not_wait() {
+        let mirrored = [(1, 10)].into();
         let (lows, ends) = ([(0, 5), (1, 0), (2, 0)].into(), [(0, 8), (1, 12), (2, 0)].into());
-        assert_eq!(behind(&lows, &ends, &mirrored), 3 + 2);
+        assert_eq!(waiting(&lows, &ends, &mirrored), [(0, 5), (1, 10)].into());
     }
 
     #[test]
     fn a_mirror_is_well_while_its_tasks_run_and_heartbeats_arrive() {
+        let tasks = |said: &str| [("MirrorSourceConnector-0".to_owned(), said.to_owned())].into();
         let well = || MirrorStatus {
             source: "us-east".into(),
             target: "eu-west".into(),
-            running: 2,
-            troubled: BTreeMap::new(),
+            tasks: tasks("RUNNING"),
+            heartbeat: Some(0),
             heartbeat_ms: Some(900),
             behind: 100_000,
+            behind_ms: 70_000,
+            restarts: None,
         };
         assert!(well().is_well());
         assert!(!MirrorStatus { heartbeat_ms: Some(STILL), ..well() }.is_well());
         assert!(!MirrorStatus { heartbeat_ms: None, ..well() }.is_well());
-        assert!(!MirrorStatus { running: 0, ..well() }.is_well());
-        assert!(!MirrorStatus { troubled: [("a".into(), "FAILED".into())].into(), ..well() }.is_well());
+        assert!(!MirrorStatus { tasks: BTreeMap::new(), ..well() }.is_well());
+        assert!(!MirrorStatus { tasks: tasks("FAILED: big"), ..well() }.is_well());
     }
 }

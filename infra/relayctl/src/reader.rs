@@ -47,6 +47,20 @@ impl Reader {
         Ok(Self { consumer, topic: topic.to_owned(), partitions })
     }
 
+    /// The topic's name.
+    pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Hands every record there is now on to `visit`. Blocks.
+    pub(crate) fn read_all(&self, mut visit: impl FnMut(&BorrowedMessage<'_>)) -> anyhow::Result<()> {
+        let (from, ends) = (self.resolve(Position::Earliest)?, self.ends()?);
+        self.read(&from, Some(&ends), |record| {
+            visit(record);
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
     /// Every partition's last stable offset.
     pub(crate) fn ends(&self) -> anyhow::Result<Offsets> {
         self.partitions.iter().map(|&partition| Ok((partition, self.bounds(partition)?.1))).collect()

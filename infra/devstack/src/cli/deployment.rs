@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use coderelay_devstack::{
     CommitLog, Launch, MirrorMaker, PORTS_A_REGION, Patience, Probe, Process, Regions, Stack, preferred_port,
 };
@@ -12,8 +12,10 @@ use coderelay_schemas::cql::KEYSPACE;
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use serde_json::Value;
 
 use super::home::Home;
+use super::relayctl::relayctl;
 use super::state::{Endpoints, Phase, Reporter, lines};
 
 /// The ports that documents and examples use; taken if they are free.
@@ -37,8 +39,8 @@ pub(crate) struct Deployment {
 /// What the services stand on.
 #[derive(Debug)]
 enum Backend {
-    Stack(Stack),
-    Regions(Regions),
+    Stack(Box<Stack>),
+    Regions(Box<Regions>),
 }
 
 impl Backend {
@@ -80,9 +82,9 @@ impl Deployment {
         let backend = if regions == 1 {
             let stack = builder.start().await?;
             stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
-            Backend::Stack(stack)
+            Backend::Stack(Box::new(stack))
         } else {
-            Backend::Regions(Regions::start(builder).await?)
+            Backend::Regions(Box::new(Regions::start(builder).await?))
         };
         if let Some(mirror) = backend.mirror() {
             let directions = mirror.directions().iter().map(ToString::to_string).collect();
@@ -90,8 +92,11 @@ impl Deployment {
         }
         let services =
             backend.stacks().iter().zip(0..).map(|(stack, index)| Services::start(home, stack, index, reporter));
-        let services = futures::future::try_join_all(services).await?;
-
+        let mut services = futures::future::try_join_all(services).await?;
+        for services in &mut services {
+            let restarts = backend.mirror().map(|mirror| mirror.restarts_file().display().to_string());
+            services.endpoints.mirror_restarts = restarts;
+        }
         let endpoints: Vec<_> = services.iter().map(|services| services.endpoints.clone()).collect();
         fs::write(home.env(), format!("{}\n", lines(&endpoints, "")))
             .with_context(|| home.env().display().to_string())?;
@@ -128,6 +133,64 @@ impl Deployment {
         processor.start()?;
         tokio::try_join!(ingest.ready(), processor.ready())?;
         Ok(())
+    }
+
+    /// Starts a region that is dead with empty disks, and gives it back what the other has mirrored of it, before anything is sent to it or
+    /// mirrored again. Returns relayctl's report. `step` is told what is being done.
+    ///
+    /// # Errors
+    /// If the region lives, if its disks are there and not to be wiped, or if a step fails: then it is dead again.
+    pub(crate) async fn rebuild(
+        &self,
+        home: &Home,
+        region: &str,
+        wipe: bool,
+        step: impl Fn(&str),
+    ) -> anyhow::Result<Value> {
+        let (stacks, mirror) = (self.backend.stacks(), self.backend.mirror());
+        let index = stacks.iter().position(|stack| stack.region() == Some(region));
+        let (Some(index), Some(mirror)) = (index, mirror) else {
+            bail!("there is no region {region} here: `infra/dev up --regions 2` starts two");
+        };
+        let (stack, Services { ingest, processor, .. }) = (&stacks[index], &self.services[index]);
+        if let Some(node) = stack.nodes().find(|node| node.is_running()) {
+            bail!("{region} is not dead: {} runs, pid {}", node.name(), node.pid());
+        }
+        ensure!(
+            wipe || !stack.has_disks(),
+            "what is left of {region}'s disks is in {}; --wipe deletes it",
+            stack.dir().display()
+        );
+        step("stopping MirrorMaker, and what is left of the region");
+        tokio::try_join!(ingest.kill(), processor.kill(), mirror.process().stop(GRACE))?;
+
+        let observer = self.reporter.observer();
+        let rebuilt = async {
+            step("starting its brokers and its store, empty");
+            stack.restart_empty(&observer).await?;
+            stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
+            stack.create_keyspace(KEYSPACE).await?;
+            step("copying back what the other region has of it");
+            let address =
+                |stack: &Stack| format!("{},kafka={}", stack.region().unwrap_or_default(), stack.bootstrap_servers());
+            let (from, to) = (address(&stacks[1 - index]), address(stack));
+            let (restored, report) = relayctl(home, &["mirror", "restore", "--from", &from, "--to", &to]).await?;
+            ensure!(restored, "`relayctl mirror restore` has failed; what it said is in {}", home.log().display());
+            step("starting its ingest and processor, and MirrorMaker");
+            for process in [ingest, processor, mirror.process()] {
+                process.start()?;
+            }
+            let [ingest, processor, mirror] =
+                [ingest, processor, mirror.process()].map(|process| process.ready_observed(&observer));
+            tokio::try_join!(ingest, processor, mirror)?;
+            Ok(report)
+        };
+        let rebuilt = rebuilt.await;
+        if rebuilt.is_err() {
+            // Half of a region is worse than none: its supervisor would start MirrorMaker with the offsets of the topic that is no more.
+            tokio::try_join!(ingest.kill(), processor.kill(), mirror.process().kill(), stack.kill())?;
+        }
+        rebuilt
     }
 
     /// Reports each process that ends, and has the mirror started again when it needs it. Never ends; drop it before
@@ -232,6 +295,7 @@ impl Services {
             ingest: url(&grpc),
             ingest_admin: url(&ingest_admin),
             processor_admin: url(&processor_admin),
+            mirror_restarts: None,
         };
         Ok(Self { ingest, processor, endpoints })
     }

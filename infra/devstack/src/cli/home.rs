@@ -54,6 +54,11 @@ impl Home {
         self.dir.join("devstack.log")
     }
 
+    /// What the background process is asked to do beside starting and leaving.
+    pub(crate) fn request(&self) -> PathBuf {
+        self.dir.join("request.json")
+    }
+
     fn state_file(&self) -> PathBuf {
         self.dir.join("state.json")
     }

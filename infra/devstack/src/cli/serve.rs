@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::UpArgs;
 use super::deployment::Deployment;
 use super::home::Home;
+use super::rebuild;
 use super::state::{Phase, Reporter, State};
 
 pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode> {
@@ -24,7 +25,7 @@ pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode
     let reporter = Reporter::new();
     let states = reporter.subscribe();
     let writer = tokio::spawn(write(home.clone(), states.clone()));
-    let served = own(home, args, &reporter, &mut terminated).await;
+    let served = Box::pin(own(home, args, &reporter, &mut terminated)).await;
 
     writer.abort();
     home.forget();
@@ -35,15 +36,24 @@ pub(crate) async fn serve(home: &Home, args: &UpArgs) -> anyhow::Result<ExitCode
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Starts the deployment, watches over it until SIGTERM, and stops it.
+/// Starts the deployment, watches over it and rebuilds what it is asked to (SIGUSR1) until SIGTERM, and stops it.
 async fn own(home: &Home, args: &UpArgs, reporter: &Reporter, terminated: &mut Signal) -> anyhow::Result<()> {
+    let mut asked = signal(SignalKind::user_defined1())?;
     let deployment = tokio::select! {
         started = Deployment::start(home, args.brokers, args.regions, reporter) => started?,
         _ = terminated.recv() => return Ok(()),
     };
-    tokio::select! {
-        () = deployment.watch() => {}
-        _ = terminated.recv() => {}
+    loop {
+        // Whoever rebuilds a region ends and starts processes that must not be looked after meanwhile.
+        tokio::select! {
+            () = deployment.watch() => {}
+            _ = asked.recv() => {}
+            _ = terminated.recv() => break,
+        }
+        tokio::select! {
+            () = rebuild::serve(home, &deployment, reporter) => {}
+            _ = terminated.recv() => break,
+        }
     }
     deployment.stop().await
 }

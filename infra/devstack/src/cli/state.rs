@@ -22,6 +22,27 @@ pub(crate) struct State {
     pub(crate) endpoints: Vec<Endpoints>,
     /// For example that a usual port was taken.
     pub(crate) notes: Vec<String>,
+    /// The last region that was to be rebuilt, if any was.
+    pub(crate) rebuild: Option<Rebuild>,
+}
+
+/// How far the rebuilding of a region is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rebuild {
+    /// The process that asked for it.
+    pub(crate) client: u32,
+    pub(crate) stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    /// What is being done.
+    Step(String),
+    /// It lives again; what `relayctl mirror restore` reported.
+    Done(serde_json::Value),
+    /// It could not be rebuilt, and is dead.
+    Failed(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,18 +96,22 @@ pub(crate) struct Endpoints {
     pub(crate) ingest: String,
     pub(crate) ingest_admin: String,
     pub(crate) processor_admin: String,
+    /// Where it is kept how often the `MirrorMaker` that writes to this region was started again, where there is one.
+    pub(crate) mirror_restarts: Option<String>,
 }
 
 impl Endpoints {
     /// The same by the names under which programs find them in their environment.
     pub(crate) fn variables(&self) -> BTreeMap<&'static str, &str> {
-        BTreeMap::from([
+        let services = [
             ("KAFKA_BOOTSTRAP", self.kafka.as_str()),
             ("CQL_CONTACT", &self.cql),
             ("INGEST_ENDPOINT", &self.ingest),
             ("INGEST_ADMIN", &self.ingest_admin),
             ("PROCESSOR_ADMIN", &self.processor_admin),
-        ])
+        ];
+        let mirror = self.mirror_restarts.as_deref().map(|file| ("MIRROR_RESTARTS", file));
+        services.into_iter().chain(mirror).collect()
     }
 }
 
@@ -114,8 +139,15 @@ pub(crate) struct Reporter(watch::Sender<State>);
 impl Reporter {
     pub(crate) fn new() -> Self {
         let (pid, phase) = (std::process::id(), Phase::Starting);
-        let state = State { pid, phase, activity: None, nodes: Vec::new(), endpoints: Vec::new(), notes: Vec::new() };
-        Self(watch::Sender::new(state))
+        Self(watch::Sender::new(State {
+            pid,
+            phase,
+            activity: None,
+            nodes: Vec::new(),
+            endpoints: Vec::new(),
+            notes: Vec::new(),
+            rebuild: None,
+        }))
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
@@ -255,6 +287,7 @@ mod tests {
             ingest: "http://127.0.0.1:50051".into(),
             ingest_admin: "http://127.0.0.1:9464".into(),
             processor_admin: "http://127.0.0.1:9465".into(),
+            mirror_restarts: region.map(|_| "restarts.json".into()),
         }
     }
 
@@ -269,7 +302,8 @@ mod tests {
     fn with_two_regions_each_has_its_names_and_the_first_the_plain_ones_too() {
         let regions = [endpoints(Some("us-east"), "127.0.0.1:9092"), endpoints(Some("eu-west"), "127.0.0.1:9192")];
         let variables = variables(&regions);
-        assert_eq!(variables.len(), 15);
+        assert_eq!(variables.len(), 18);
+        assert_eq!(variables["MIRROR_RESTARTS_EU_WEST"], "restarts.json");
         assert_eq!(variables["KAFKA_BOOTSTRAP"], "127.0.0.1:9092");
         assert_eq!(variables["KAFKA_BOOTSTRAP_US_EAST"], "127.0.0.1:9092");
         assert_eq!(variables["KAFKA_BOOTSTRAP_EU_WEST"], "127.0.0.1:9192");

@@ -64,6 +64,10 @@ async fn well(regions: &Regions) {
     }
 }
 
+fn restarts(regions: &Regions) -> u64 {
+    coderelay_mirrormaker::restarts::read(regions.mirror().restarts_file()).unwrap().unwrap()
+}
+
 fn numbered(text: &str) -> Vec<Record> {
     (0..1_000).map(|number| Record::plain(&format!("{text} {number}"))).collect()
 }
@@ -73,6 +77,7 @@ async fn a_killed_mirror_is_started_again_and_nothing_is_missing() {
     let _turn = TURN.lock().await;
     let (regions, reasons) = (shared().await, Reasons::default());
     let (from, to) = (regions.us_east(), regions.eu_west());
+    let before = restarts(regions);
     supervised(regions, &reasons, async {
         write(from, &numbered("before")).await;
         regions.mirror().process().kill().await.unwrap();
@@ -81,6 +86,7 @@ async fn a_killed_mirror_is_started_again_and_nothing_is_missing() {
     })
     .await;
     assert_eq!(reasons.all(), ["it has ended"]);
+    assert_eq!(restarts(regions), before + 1, "which `relayctl mirror status` shows");
 }
 
 #[tokio::test]
