@@ -11,8 +11,8 @@ mod up;
 
 mod deployment;
 mod home;
+mod program;
 mod region_loss;
-mod relayctl;
 mod state;
 mod view;
 

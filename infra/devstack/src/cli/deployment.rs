@@ -15,7 +15,7 @@ use futures::stream::FuturesUnordered;
 use serde_json::Value;
 
 use super::home::Home;
-use super::relayctl::relayctl;
+use super::program::ask;
 use super::state::{Endpoints, Phase, Reporter, lines};
 
 /// The ports that documents and examples use; taken if they are free.
@@ -174,7 +174,8 @@ impl Deployment {
             let address =
                 |stack: &Stack| format!("{},kafka={}", stack.region().unwrap_or_default(), stack.bootstrap_servers());
             let (from, to) = (address(&stacks[1 - index]), address(stack));
-            let (restored, report) = relayctl(home, &["mirror", "restore", "--from", &from, "--to", &to]).await?;
+            let (restored, report) =
+                ask(home, "relayctl", &self.regions(), &["mirror", "restore", "--from", &from, "--to", &to]).await?;
             ensure!(restored, "`relayctl mirror restore` has failed; what it said is in {}", home.log().display());
             step("starting its ingest and processor, and MirrorMaker");
             for process in [ingest, processor, mirror.process()] {

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::deployment::Deployment;
 use super::home::Home;
-use super::relayctl::relayctl;
+use super::program::ask;
 use super::state::{Endpoints, Phase, Rebuild, Reporter, Stage, State};
 use super::{Output, RebuildArgs, print};
 
@@ -118,7 +118,7 @@ async fn drain(home: &Home, regions: &[Endpoints]) -> anyhow::Result<bool> {
 /// Records that are not mirrored, or mirrored and not processed, in both regions together; none while something does not run yet.
 async fn waiting(home: &Home, addresses: &[String], regions: &[Endpoints]) -> anyhow::Result<Option<i64>> {
     let status = ["mirror", "status", "--region", &addresses[0], "--region", &addresses[1]];
-    let (well, directions) = relayctl(home, &status).await?;
+    let (well, directions) = ask(home, "relayctl", regions, &status).await?;
     let mut sum = total(&directions, "behind");
     let mut processed = well;
     for (index, region) in regions.iter().enumerate() {
@@ -126,7 +126,7 @@ async fn waiting(home: &Home, addresses: &[String], regions: &[Endpoints]) -> an
         let own = coderelay_schemas::topics::PACKETS;
         let mirrored = format!("{}.{own}", name(&regions[1 - index]));
         let lag = ["groups", "lag", "--kafka", &region.kafka, "--topic", own, "--topic", &mirrored];
-        let (known, lags) = relayctl(home, &lag).await?;
+        let (known, lags) = ask(home, "relayctl", regions, &lag).await?;
         processed &= known;
         sum += total(&lags, "lag");
     }
@@ -146,7 +146,7 @@ async fn compare(home: &Home, regions: &[Endpoints], receipts: &[PathBuf], back:
     line.extend(["--since", "7d", "--until", &until]);
     let receipts: Vec<_> = receipts.iter().map(|file| file.to_string_lossy()).collect();
     line.extend(receipts.iter().flat_map(|file| ["--receipts", file]));
-    let (_, report) = relayctl(home, &line).await?;
+    let (_, report) = ask(home, "relayctl", regions, &line).await?;
     if !report.is_object() {
         bail!("the regions could not be compared");
     }

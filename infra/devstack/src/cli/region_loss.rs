@@ -1,6 +1,5 @@
 //! The loss of a region under load: what is sent, what is killed, and what is asked of both sides afterwards.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -8,13 +7,13 @@ use coderelay_schemas::topics::{PACKETS, PARTITIONS};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::Value;
-use tokio::process::Command;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::deployment::Deployment;
 use super::home::Home;
-use super::state::{Endpoints, variables};
+use super::program::ask;
+use super::state::Endpoints;
 
 /// Which region dies; producers turn to the other.
 const LOST: usize = 0;
@@ -144,7 +143,7 @@ impl RegionLoss<'_> {
         if self.mirrored {
             line.extend(["--set", "load.ack=mirrored", "--set", "load.window=400"]);
         }
-        let (_, summary) = self.ask("loadtest", &line).await?;
+        let (_, summary) = ask(self.home, "loadtest", &self.deployment.regions(), &line).await?;
         ensure!(summary.is_object(), "loadtest has measured nothing");
         Ok(summary)
     }
@@ -154,20 +153,8 @@ impl RegionLoss<'_> {
         let address = |region: &Endpoints| format!("{},kafka={},cql={}", name(region), region.kafka, region.cql);
         let (one, other) = (address(&regions[0]), address(&regions[1]));
         let line = ["mirror", "verify", "--region", &one, "--region", &other, "--until", "2126-01-01"];
-        let (_, report) = self.ask("relayctl", &line).await?;
+        let (_, report) = ask(self.home, "relayctl", regions, &line).await?;
         report["differences"].as_u64().context("relayctl has compared nothing")
-    }
-
-    /// Runs one of our programs: whether it succeeded, and the last document it wrote, if any.
-    async fn ask(&self, program: &str, line: &[&str]) -> anyhow::Result<(bool, Value)> {
-        let program = self.home.program(program);
-        let mut command = Command::new(&program);
-        command.args(["--output", "json"]).args(line).stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
-        command.envs(variables(&self.deployment.regions()));
-        let output = command.output().await.with_context(|| program.display().to_string())?;
-        let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
-        let last = documents.last().transpose().with_context(|| format!("{} writes no JSON", program.display()))?;
-        Ok((output.status.success(), last.unwrap_or_default()))
     }
 }
 
