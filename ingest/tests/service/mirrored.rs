@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use coderelay_devstack::{REGIONS, Regions, Stack};
+use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::partition::partition_for;
 use coderelay_schemas::pb::PublishResult;
 use coderelay_schemas::topics::{PACKETS, PARTITIONS, TopicNames};
@@ -46,7 +47,7 @@ pub(crate) async fn arrived(regions: &Regions) -> HashSet<String> {
 }
 
 pub(crate) fn id(result: &PublishResult) -> String {
-    result.packet_id.iter().map(|byte| format!("{byte:02x}")).collect()
+    PacketId::from_slice(&result.packet_id).unwrap().to_string()
 }
 
 fn assert_unconfirmed(results: &[PublishResult]) {
@@ -157,7 +158,7 @@ async fn without_the_other_region_it_is_ready_and_says_so_and_its_default_can_be
         tokio::join!(world.publish(packets("default", 5)), world.publish_ack("local", packets("local", 5)));
     assert_unconfirmed(&default);
     assert!(local.unwrap().iter().all(is_committed));
-    assert_eq!(world.metric("coderelay_ingest_mirror_up").await, 0.0);
+    assert!(world.metric("coderelay_ingest_mirror_up").await < 1.0);
     assert_eq!(world.records().await.len(), 10, "unconfirmed is durable here all the same");
 }
 

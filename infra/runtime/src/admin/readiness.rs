@@ -41,8 +41,7 @@ impl Readiness {
 
     fn record(&self, name: &'static str, check: Check) {
         self.0.send_if_modified(|checks| {
-            let before = checks.insert(name, check.clone());
-            if before.as_ref() == Some(&check) {
+            if checks.get(name) == Some(&check) {
                 return false;
             }
             match (&check.outcome, check.counts) {
@@ -50,6 +49,7 @@ impl Readiness {
                 (Err(reason), true) => tracing::warn!(check = name, reason, "not ready"),
                 (Err(reason), false) => tracing::warn!(check = name, reason, "ready without it"),
             }
+            checks.insert(name, check);
             true
         });
     }
