@@ -358,7 +358,7 @@ mod tests {
             (&["ack.default=mirrored"][..], "ack.default", "local"),
             (&["ack.default=both", mirror], "ack.default", "mirrored"),
             (&["mirror.max_wait=2s"], "mirror.kafka", "required"),
-            (&["mirror.max_wait=2h", mirror], "mirror.max_wait", "60s"),
+            (&["mirror.max_wait=2h", mirror], "mirror.max_wait", "at most 1m"),
             (
                 &["mirror.kafka.bootstrap_servers=localhost:9092"],
                 "mirror.kafka.bootstrap_servers",

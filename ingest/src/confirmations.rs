@@ -139,6 +139,7 @@ mod tests {
     use std::sync::LazyLock;
 
     const MAX_WAIT: Duration = Duration::from_secs(5);
+    const NONE: [i64; 0] = [];
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
     fn at(ms: u64) -> Instant {
@@ -165,8 +166,8 @@ mod tests {
     #[test]
     fn a_number_confirms_what_it_names_and_all_before_and_nothing_behind() {
         let mut confirmations = waiting(10..15);
-        assert_eq!(ids(confirmations.hear(0, 9, at(20))), []);
-        assert_eq!(ids(confirmations.hear(1, 100, at(20))), [], "another partition");
+        assert_eq!(ids(confirmations.hear(0, 9, at(20))), NONE);
+        assert_eq!(ids(confirmations.hear(1, 100, at(20))), NONE, "another partition");
         assert_eq!(ids(confirmations.hear(0, 12, at(20))), [10, 11, 12]);
         assert_eq!(confirmations.len(), 2);
     }
@@ -176,15 +177,15 @@ mod tests {
         let mut confirmations = waiting(0..0);
         confirmations.hear(0, 10, at(20));
         assert_eq!(ids(confirmations.wait(packet(10, 15, 21))), [10]);
-        assert_eq!(ids(confirmations.wait(packet(11, 15, 21))), []);
+        assert_eq!(ids(confirmations.wait(packet(11, 15, 21))), NONE);
     }
 
     #[test]
     fn what_was_heard_before_a_packet_was_sent_does_not_confirm_it() {
         let mut confirmations = waiting(0..0);
         confirmations.hear(0, 1_000_000, at(20));
-        assert_eq!(ids(confirmations.wait(packet(5, 30, 31))), [], "the topic was made anew in between");
-        assert_eq!(ids(confirmations.hear(0, 4, at(40))), []);
+        assert_eq!(ids(confirmations.wait(packet(5, 30, 31))), NONE, "the topic was made anew in between");
+        assert_eq!(ids(confirmations.hear(0, 4, at(40))), NONE);
         assert_eq!(ids(confirmations.hear(0, 5, at(50))), [5]);
     }
 

@@ -17,6 +17,7 @@ use coderelay_devstack::{Process, Regions, Stack};
 use coderelay_schemas::topics::{PACKETS, PARTITIONS};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 
@@ -25,8 +26,10 @@ const IDLE: Duration = Duration::from_secs(10);
 const MEASURE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(10);
 
+type Settings = &'static [(&'static str, &'static str)];
+
 /// What differs from `mm2.properties`, by the topic that tells.
-const VARIANTS: [(&str, Way, &[(&str, &str)]); 6] = [
+const VARIANTS: [(&str, Way, Settings); 6] = [
     ("Connect's offsets, flushed every 10 ms", Way::Offsets, &[("flush", "10"), ("poll", "10")]),
     ("Connect's offsets, flushed every 20 ms", Way::Offsets, &[("flush", "20"), ("poll", "20")]),
     ("Connect's offsets, flushed every 50 ms", Way::Offsets, &[("flush", "50"), ("poll", "50")]),
@@ -133,7 +136,7 @@ fn follow(
         region.kafka_client().set("group.id", "mirror-ack").set("enable.auto.commit", "false").create()?;
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let mut ends = TopicPartitionList::new();
-    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+    for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
         ends.add_partition_offset(
             topic,
             partition.id(),
@@ -168,7 +171,7 @@ fn cpu(process: &Process) -> f64 {
 }
 
 /// Has the mirror run with other settings.
-async fn reconfigure(regions: &Regions, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+async fn reconfigure(regions: &Regions, settings: Settings) -> anyhow::Result<()> {
     let mirror = regions.mirror().process();
     let path = mirror.dir().join("mm2.properties");
     let given = std::fs::read_to_string(&path)?;

@@ -213,3 +213,33 @@ async fn what_is_no_acknowledgement_or_cannot_be_had_is_refused_for_the_whole_ca
     assert!(world.publish_ack("local", packets("taken", 1)).await.unwrap().iter().all(is_committed));
     assert_eq!(world.records().await.len(), 1);
 }
+
+/// What the README says of the two acknowledgements: `cargo test --release -p ingest --test service -- --ignored --nocapture mirrored`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measured_at_a_thousand_a_second() {
+    let (regions, _turn) = regions().await;
+    let world = in_us_east(regions, &[]).await;
+    for ack in ["local", "mirrored", "local", "mirrored"] {
+        let started = tokio::time::Instant::now();
+        let due = move |n: u64| started + Duration::from_millis(n);
+        let requests = (0..15_000).map(move |n| (n, request(n, packets(&format!("{ack} {started:?} {n}"), 1))));
+        let requests = tokio_stream::iter(requests).then(move |(n, request)| async move {
+            tokio::time::sleep_until(due(n)).await;
+            request
+        });
+        let mut responses = world.client().await.publish(with_ack(ack, requests)).await.unwrap().into_inner();
+        let mut took = Vec::new();
+        while let Some(response) = responses.next().await {
+            for result in response.unwrap().results.iter().filter(|result| is_committed(result)) {
+                // What the first seconds take says how it begins.
+                if result.seq >= 5_000 {
+                    took.push(due(result.seq).elapsed());
+                }
+            }
+        }
+        took.sort_unstable();
+        let at = |share: f64| took[(took.len() as f64 * share) as usize].as_secs_f64() * 1e3;
+        println!("{ack}: {} acknowledged, p50 {:.1} ms, p99 {:.1} ms", took.len(), at(0.5), at(0.99));
+    }
+}
