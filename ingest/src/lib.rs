@@ -1,8 +1,8 @@
 //! Takes packets over gRPC and writes them to Kafka.
 //!
 //! ```text
-//! server ─▶ listener ─▶ service ─▶ stream ─▶ frames ─▶ intake ─▶ wire ─▶ admission ─▶ validate ─▶ producer ────────────▶ reply ─▶ outcome
-//!               │ ack                                                                              └─▶ mirror ─────┘
+//! server ─▶ listener ─▶ service ─▶ ack ─▶ stream ─▶ frames ─▶ intake ─▶ wire ─▶ admission ─▶ validate ─▶ producer ─▶ reply ─▶ outcome
+//!                                                                      x-ack: mirrored  └─▶ confirmations ◀─ mirror
 //! ```
 //!
 //! A client's message is charged to the budget ([`admission`]) before it is read ([`frames`]), taken apart into packets
@@ -40,11 +40,11 @@
 pub mod server;
 pub mod listener;
 pub mod service;
+pub mod ack;
 pub mod stream;
 pub mod frames;
 pub mod intake;
 pub mod wire;
-pub mod ack;
 pub mod admission;
 pub mod validate;
 pub mod producer;
