@@ -21,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ack::Ack;
+use crate::mirror;
 use crate::producer::RESERVED;
 
 /// Everything `ingest` can be told.
@@ -274,7 +275,7 @@ fn confirmable(has_mirror: bool) -> impl FnOnce(&AckConfig, &()) -> garde::Resul
 #[serde(deny_unknown_fields)]
 pub struct MirrorConfig {
     /// The other region's Kafka cluster. `ingest` only reads there, and only the topic `offsets_topic`.
-    #[garde(dive)]
+    #[garde(dive, custom(reserved(mirror::RESERVED)))]
     pub kafka: KafkaConfig,
     /// This region's name in `MirrorMaker`'s configuration (`clusters`). Unset: `region`.
     #[serde(default)]

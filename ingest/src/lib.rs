@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! server ─▶ listener ─▶ service ─▶ ack ─▶ stream ─▶ frames ─▶ intake ─▶ wire ─▶ admission ─▶ validate ─▶ producer ─▶ reply ─▶ outcome
-//!                                                                      x-ack: mirrored  └─▶ confirmations ◀─ mirror
+//!                                                                      x-ack: mirrored  └─▶ confirmations ◀─ mirror ◀─ follower
 //! ```
 //!
 //! A client's message is charged to the budget ([`admission`]) before it is read ([`frames`]), taken apart into packets
@@ -50,6 +50,7 @@ pub mod validate;
 pub mod producer;
 pub mod confirmations;
 pub mod mirror;
+pub mod follower;
 pub mod reply;
 pub mod outcome;
 pub mod config;

@@ -3,7 +3,7 @@
 //! `MirrorMaker` is a source connector: its worker writes to a topic in the other region, `mm2-offsets.<this region>.internal`, up to where
 //! it need not read again after a crash (KIP-26, `offset.storage.topic`). An offset stands there only when the other region has acknowledged
 //! that record and all before it, with `acks=all`; exactly-once mirroring writes it in the same transaction as the records (KIP-618). So
-//! whoever reads that topic knows what is durable over there, for a few hundred bytes a second. The end of the mirrored topic does not
+//! whoever reads that topic knows what is durable over there, for some tens of kilobytes a second. The end of the mirrored topic does not
 //! tell: mirroring is at least once, and after a crash the copies run ahead.
 //!
 //! The topic is followed from its end on; what was written before this process began is not looked at.
@@ -12,27 +12,23 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use coderelay_runtime::CancellationToken;
+use coderelay_runtime::kafka::context::log_error;
 use coderelay_runtime::kafka::{Context, client_config};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Deserialize;
-use tokio_util::sync::DropGuard;
 use tonic::Code;
 
 use crate::config::{IngestConfig, MirrorConfig};
 use crate::confirmations::{Confirmations, Waiting};
 use crate::metrics::METRICS;
 use crate::outcome::{Failure, Outcome};
-use crate::producer::{Delivery, Producer};
+use crate::producer::Delivery;
 
-/// How often the thread that follows looks up.
-const POLL: Duration = Duration::from_millis(100);
-
-/// How long this region's brokers may take to say where a partition ends.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Properties of the client that nobody may set otherwise.
+pub const RESERVED: &[&str] = &["group.id", "enable.auto.commit", "auto.offset.reset", "isolation.level"];
 
 /// How often packets are looked for that have waited too long.
 const EXPIRE_EVERY: Duration = Duration::from_millis(20);
@@ -45,6 +41,8 @@ pub struct Mirror {
     source: (String, String),
     /// Partitions of the offsets' topic that are followed.
     followed: Mutex<Vec<i32>>,
+    /// Why the last look at it failed.
+    trouble: Mutex<Option<String>>,
     confirmations: Mutex<Confirmations<Delivery>>,
     max_waiting: usize,
     retry_after: Duration,
@@ -75,6 +73,7 @@ impl Mirror {
             offsets_topic,
             source: (source.clone(), config.topics.packets.clone()),
             followed: Mutex::default(),
+            trouble: Mutex::default(),
             confirmations: Mutex::new(Confirmations::new(mirror.max_wait.get())),
             max_waiting: config.admission.packets as usize / 2,
             retry_after: config.admission.retry_after.get(),
@@ -99,7 +98,10 @@ impl Mirror {
             self.assign(&partitions, timeout).map_err(said)?;
             *followed = partitions;
         }
-        Ok(())
+        match &*lock(&self.trouble) {
+            Some(trouble) => Err(format!("topic {} in the other region: {trouble}", self.offsets_topic)),
+            None => Ok(()),
+        }
     }
 
     /// Follows these partitions from where they end now.
@@ -114,40 +116,31 @@ impl Mirror {
         self.consumer.assign(&ends)
     }
 
-    /// Follows the other region on a thread of its own, until the guard is dropped. `producer` says what exists in this region.
-    ///
-    /// # Errors
-    /// If there can be no thread.
-    pub fn follow(self: &Arc<Self>, producer: Arc<Producer>) -> std::io::Result<DropGuard> {
-        let (mirror, stop) = (Arc::clone(self), CancellationToken::new());
-        let stopped = stop.clone();
-        std::thread::Builder::new().name("mirror".to_owned()).spawn(move || {
-            while !stopped.is_cancelled() {
-                // Errors are logged by the client's context, and pass.
-                if let Some(Ok(record)) = mirror.consumer.poll(POLL)
-                    && let Some((partition, offset)) = mirror.read(&record)
-                {
-                    mirror.hear(partition, offset, &producer);
-                }
-            }
-        })?;
-        Ok(stop.drop_guard())
-    }
-
-    /// Which partition of ours a record is about and up to where it is mirrored; `None` within: that is no longer known.
-    fn read(&self, record: &BorrowedMessage<'_>) -> Option<(i32, Option<i64>)> {
+    /// Looks for the next record of the offsets' topic, for up to `timeout`: which partition of ours it is about, and up to where that is
+    /// mirrored. `None` within: that is no longer known.
+    pub fn poll(&self, timeout: Duration) -> Option<(i32, Option<i64>)> {
+        let polled = self.consumer.poll(timeout)?;
+        *lock(&self.trouble) = polled.as_ref().err().map(ToString::to_string);
+        let record = polled.inspect_err(|error| log_error(error, "the other region's offsets")).ok()?;
         let partition = mirrored_partition(record.key()?, &self.source)?;
         let offset = record.payload().and_then(|value| serde_json::from_slice::<SourceOffset>(value).ok());
         Some((partition, offset.map(|source| source.offset)))
     }
 
-    fn hear(&self, partition: i32, offset: Option<i64>, producer: &Producer) {
-        let now = Instant::now();
-        let doubted = offset.is_none_or(|offset| lock(&self.confirmations).doubts(partition, offset, now));
-        let believed = offset.filter(|offset| !doubted || exists(producer, partition, *offset));
-        let Some(offset) = believed else { return lock(&self.confirmations).forget(partition) };
-        let confirmed = lock(&self.confirmations).hear(partition, offset, now);
+    /// Whether what was said of a partition may be about a topic that is no more: [`Confirmations::doubts`].
+    pub fn doubts(&self, partition: i32, offset: i64) -> bool {
+        lock(&self.confirmations).doubts(partition, offset, Instant::now())
+    }
+
+    /// Everything up to and with `offset` is durable in the other region. Settles the packets that this confirms.
+    pub fn hear(&self, partition: i32, offset: i64) {
+        let confirmed = lock(&self.confirmations).hear(partition, offset, Instant::now());
         confirmed.into_iter().for_each(settle_confirmed);
+    }
+
+    /// Nothing is known of a partition any more.
+    pub fn forget(&self, partition: i32) {
+        lock(&self.confirmations).forget(partition);
     }
 
     /// Settles a packet that this region has when the other has it too, or when its time is over. Never waits itself.
@@ -197,21 +190,6 @@ impl Mirror {
 impl std::fmt::Debug for Mirror {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Mirror").field("offsets_topic", &self.offsets_topic).finish_non_exhaustive()
-    }
-}
-
-/// Whether this region's topic has such a record. If it cannot be asked: no.
-fn exists(producer: &Producer, partition: i32, offset: i64) -> bool {
-    match producer.end(partition, END_TIMEOUT) {
-        Ok(end) if offset < end => true,
-        Ok(end) => {
-            tracing::warn!(partition, offset, end, "the mirror tells of a record that is not here: not believed");
-            false
-        }
-        Err(error) => {
-            tracing::warn!(partition, %error, "what the mirror tells cannot be checked here: not believed");
-            false
-        }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::mirror::Mirror;
 use crate::producer::Producer;
 use crate::service::{CallLimits, IngestService};
 use crate::validate::Validator;
-use crate::{listener, monitor};
+use crate::{follower, listener, monitor};
 
 /// Reset streams that a connection may have waiting to be accepted, against rapid resets (CVE-2023-44487).
 const PENDING_RESETS: usize = 32;
@@ -55,7 +55,7 @@ pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::R
     Metrics::watch(&intake.admission);
     let following = intake.mirror.as_ref().map(|mirror| {
         Metrics::watch_mirror(mirror);
-        mirror.follow(Arc::clone(&intake.producer))
+        follower::follow(Arc::clone(mirror), Arc::clone(&intake.producer))
     });
     let following = following.transpose().context("no thread to follow the other region")?;
 
