@@ -1,12 +1,12 @@
 //! Packets that are durable here and wait until the other region has them too.
 //!
-//! What is known of the other region is one number for each partition: the offset, here, of the last record that is durable there, and with
-//! it all before. It is told again and again, and is worth what it is heard for:
+//! What is known of the other region is one number for each partition: the offset, in this region's topic, of the last record that is
+//! durable there, with all before it. It is told again and again. When to believe it:
 //!
-//! - It confirms only packets that were sent before it was heard. A topic that is made anew begins at 0 again, and what was once
-//!   said of the old one must not confirm the new one's first packets.
-//! - One that follows a silence, or is lower than the last, is doubted ([`Confirmations::doubts`]): it may be the old topic's, on its
-//!   way while everything was down. The caller then has to see whether a record with that offset exists before it lets it be heard.
+//! - It confirms only packets that were sent before it was heard. A topic that is made anew begins at 0 again, and what was said of the
+//!   old one must not confirm the first packets of the new one.
+//! - One that follows a silence, or is lower than the last, is doubted ([`Confirmations::doubts`]): it may be the old topic's and have been
+//!   on its way while everything was down. The caller must then see that a record with that offset exists before it lets it be heard.
 //!
 //! Time is an argument. Whatever happens, each packet comes back exactly once: confirmed, or not within its time.
 
@@ -19,9 +19,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// A packet that waits.
 #[derive(Debug)]
 pub struct Waiting<T> {
-    /// Where it is written here.
+    /// Partition of this region's topic.
     pub partition: i32,
-    /// Where it is written here.
+    /// Offset in the partition.
     pub offset: i64,
     /// When it was sent to Kafka.
     pub sent: Instant,

@@ -30,8 +30,8 @@ type Settings = &'static [(&'static str, &'static str)];
 
 /// What differs from `mm2.properties`, by the topic that tells.
 const VARIANTS: [(&str, Way, Settings); 6] = [
-    ("Connect's offsets, flushed every 10 ms", Way::Offsets, &[("flush", "10"), ("poll", "10")]),
-    ("Connect's offsets, flushed every 20 ms", Way::Offsets, &[("flush", "20"), ("poll", "20")]),
+    ("Connect's offsets, flushed every 10 ms", Way::Offsets, &[("flush", "10"), ("poll", "50")]),
+    ("Connect's offsets, flushed every 20 ms", Way::Offsets, &[("flush", "20"), ("poll", "50")]),
     ("Connect's offsets, flushed every 50 ms", Way::Offsets, &[("flush", "50"), ("poll", "50")]),
     ("Connect's offsets, flushed every second", Way::Offsets, &[("flush", "1000"), ("poll", "100")]),
     ("offset syncs, offset.lag.max = 0", Way::Syncs, &[("flush", "1000"), ("poll", "100"), ("lag", "0")]),
