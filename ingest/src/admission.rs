@@ -1,7 +1,8 @@
 //! The budget of bytes and packets between the socket and Kafka's acknowledgement.
 //!
 //! A request reserves its bytes before they are read, and one place per packet once they are counted. Both travel with
-//! the packet into the delivery report and return to the budget when that is dropped. While the budget is spent nobody
+//! the packet into the delivery report and return to the budget when that is dropped. A packet that then waits for the other
+//! region keeps its place. While the budget is spent nobody
 //! reads, HTTP/2's windows fill, and the clients wait; a request that waited longer than [`Limits::max_wait`] is
 //! read through a narrow overflow lane of its own, only to be answered `RESOURCE_EXHAUSTED`.
 //!
@@ -130,6 +131,11 @@ impl Permit {
     pub fn take_packet(&mut self, bytes: usize) -> Self {
         Self { bytes: split_up_to(&mut self.bytes, bytes), packets: split_up_to(&mut self.packets, 1) }
     }
+
+    /// Gives the bytes back and keeps the places: the packet itself is no longer held.
+    pub fn release_bytes(&mut self) {
+        drop(self.bytes.split(self.bytes.num_permits()));
+    }
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
@@ -204,6 +210,14 @@ mod tests {
         let mut reservation = admission.reserve(800).await;
         reservation.shrink_to(100);
         assert_eq!(admission.bytes_in_use(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_can_be_given_back_before_the_place() {
+        let admission = Admission::new(LIMITS);
+        let mut permit = admission.admit(admission.reserve(600).await, 2).await.unwrap();
+        permit.release_bytes();
+        assert_eq!((admission.bytes_in_use(), admission.packets_in_use()), (0, 2));
     }
 
     #[tokio::test(start_paused = true)]

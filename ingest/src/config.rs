@@ -20,6 +20,8 @@ use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ack::Ack;
+use crate::mirror;
 use crate::producer::RESERVED;
 
 /// Everything `ingest` can be told.
@@ -44,6 +46,12 @@ pub struct IngestConfig {
     /// The Kafka cluster.
     #[garde(dive, custom(reserved(RESERVED)))]
     pub kafka: KafkaConfig,
+    /// What acknowledgements promise.
+    #[garde(custom(confirmable(self.mirror.is_some())))]
+    pub ack: AckConfig,
+    /// The other region, which confirms packets for `x-ack: mirrored`. Without this table that cannot be asked for.
+    #[garde(dive, custom(elsewhere(&self.kafka)))]
+    pub mirror: Option<MirrorConfig>,
     /// Topic names; `ingest` writes to `packets` only.
     #[garde(skip)]
     pub topics: TopicNames,
@@ -67,6 +75,8 @@ impl Default for IngestConfig {
             admission: AdmissionConfig::default(),
             producer: ProducerConfig::default(),
             kafka: KafkaConfig::default(),
+            ack: AckConfig::default(),
+            mirror: None,
             topics: TopicNames::default(),
             lifecycle: LifecycleConfig::default(),
             admin: AdminConfig { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) },
@@ -243,6 +253,59 @@ impl Default for ProducerConfig {
     }
 }
 
+/// What acknowledgements promise.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AckConfig {
+    /// What the acknowledgement of a packet promises where the call's metadata has no `x-ack`. `mirrored` needs the table `mirror`.
+    pub default: Ack,
+}
+
+fn confirmable(has_mirror: bool) -> impl FnOnce(&AckConfig, &()) -> garde::Result {
+    move |ack, ()| {
+        if ack.default == Ack::Local || has_mirror {
+            return Ok(());
+        }
+        Err(garde::Error::new("default: must be local, unless mirror.kafka.bootstrap_servers names the other region"))
+    }
+}
+
+/// The other region, which `MirrorMaker` 2 mirrors this one's packets to.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct MirrorConfig {
+    /// The other region's Kafka cluster. `ingest` only reads there, and only the topic `offsets_topic`.
+    #[garde(dive, custom(reserved(mirror::RESERVED)))]
+    pub kafka: KafkaConfig,
+    /// This region's name in `MirrorMaker`'s configuration (`clusters`). Unset: `region`.
+    #[serde(default)]
+    #[garde(inner(length(min = 1, max = 64), pattern("^[A-Za-z0-9._-]+$")))]
+    pub source: Option<String>,
+    /// The topic in the other region to which `MirrorMaker`'s worker writes how far it has got (`offset.storage.topic`). Unset: that of
+    /// its dedicated mode, `mm2-offsets.<source>.internal`.
+    #[serde(default)]
+    #[garde(inner(length(min = 1, max = 249)))]
+    pub offsets_topic: Option<String>,
+    /// How long a packet that this region has may wait for the other's confirmation. Then it is answered `UNAVAILABLE`.
+    #[serde(default = "max_wait")]
+    #[garde(range(min = HumanDuration::from_millis(10), max = HumanDuration::from_secs(60)))]
+    pub max_wait: HumanDuration,
+}
+
+const fn max_wait() -> HumanDuration {
+    HumanDuration::from_secs(5)
+}
+
+fn elsewhere(here: &KafkaConfig) -> impl FnOnce(&Option<MirrorConfig>, &()) -> garde::Result {
+    move |mirror, ()| match mirror {
+        Some(mirror) if mirror.kafka.bootstrap_servers == here.bootstrap_servers => {
+            let message = "kafka.bootstrap_servers: must be the other region's, and are this region's";
+            Err(garde::Error::new(message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Compression of record batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -283,6 +346,28 @@ mod tests {
         .unwrap_err();
         for key in ["region", "max_packets", "admission.bytes", "compresion", "acks"] {
             assert!(mistakes.contains(key), "{key} is missing in: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_is_another_cluster() {
+        let mirror = "mirror.kafka.bootstrap_servers=elsewhere:9092";
+        let config = with(&[mirror, "ack.default=mirrored"]).unwrap();
+        let (ack, mirror_config) = (config.ack.default, config.mirror.unwrap());
+        assert_eq!((ack, mirror_config.max_wait), (Ack::Mirrored, HumanDuration::from_secs(5)));
+        for (settings, key, allowed) in [
+            (&["ack.default=mirrored"][..], "ack.default", "local"),
+            (&["ack.default=both", mirror], "ack.default", "mirrored"),
+            (&["mirror.max_wait=2s"], "mirror.kafka", "required"),
+            (&["mirror.max_wait=2h", mirror], "mirror.max_wait", "at most 1m"),
+            (
+                &["mirror.kafka.bootstrap_servers=localhost:9092"],
+                "mirror.kafka.bootstrap_servers",
+                "the other region's",
+            ),
+        ] {
+            let mistakes = with(settings).unwrap_err();
+            assert!(mistakes.contains(key) && mistakes.contains(allowed), "{settings:?}: {mistakes}");
         }
     }
 

@@ -1,16 +1,18 @@
 //! The way of one request from its bytes to the Kafka client, shared by both calls.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 use tracing::Instrument;
 
+use crate::ack::Ack;
 use crate::admission::{Admission, Exhausted, Permit};
 use crate::frames::Frame;
 use crate::metrics::METRICS;
+use crate::mirror::Mirror;
 use crate::outcome::{Failure, Outcome};
 use crate::producer::{Delivery, Producer, RequestHeaders};
 use crate::reply::{Reply, Slot};
@@ -27,6 +29,10 @@ pub struct Intake {
     pub validator: Validator,
     /// The way out.
     pub producer: Arc<Producer>,
+    /// The other region, where there is one that confirms packets.
+    pub mirror: Option<Arc<Mirror>>,
+    /// What an acknowledgement promises where the call says nothing.
+    pub default_ack: Ack,
     /// Most packets in one request.
     pub max_packets: usize,
     /// The delay that clients are asked for.
@@ -45,7 +51,7 @@ impl Intake {
     ///
     /// # Errors
     /// A message that is no request. It has no packets that could be answered: the call ends.
-    pub async fn take(&self, call: Call, frame: Frame, slot: Slot, origin: &Origin) -> Result<(), Failure> {
+    pub async fn take(&self, call: Call, frame: Frame, slot: Slot, origin: &Origin, ack: Ack) -> Result<(), Failure> {
         let Frame { message, reservation, received } = frame;
         let size = message.len();
         let request = RawRequest::decode(call, message, self.max_packets)?;
@@ -54,28 +60,42 @@ impl Intake {
 
         let topic = Arc::clone(self.producer.topic());
         let reply = Reply::new(request.seq, packets, topic, received, slot);
+        if ack == Ack::Mirrored
+            && let Some(Err(behind)) = self.mirror.as_ref().map(|mirror| mirror.admit())
+        {
+            // The reservation is held until the answers are made.
+            reply.fail_all(&behind);
+            drop(reservation);
+            return Ok(());
+        }
         match self.admission.admit(reservation, packets as u32).await {
             Ok(permit) => {
                 let span = origin.span(packets, self.exports_traces);
                 let traceparent = origin.traceparent(&span);
                 let headers = self.producer.request_headers(&traceparent, origin.tracestate());
-                self.produce(request, &reply, permit, &headers).instrument(span).await;
+                self.produce(request, &reply, permit, &headers, ack).instrument(span).await;
             }
-            // The reservation is held until the answers are made.
             Err((Exhausted, _reservation)) => reply.fail_all(&self.exhausted()),
         }
         Ok(())
     }
 
-    async fn produce(&self, request: RawRequest, reply: &Arc<Reply>, mut permit: Permit, headers: &RequestHeaders) {
-        let now = SystemTime::now();
+    async fn produce(
+        &self,
+        request: RawRequest,
+        reply: &Arc<Reply>,
+        mut permit: Permit,
+        headers: &RequestHeaders,
+        ack: Ack,
+    ) {
+        let (now, sent) = (SystemTime::now(), Instant::now());
         let mut pace = Pace::default();
         let mut value = Vec::new();
         for (index, raw) in request.packets.into_iter().enumerate() {
             let permit = permit.take_packet(raw.len());
             match self.validator.check(raw, now, &mut pace).await {
                 Ok(Valid { id, packet }) => {
-                    let delivery = Delivery { reply: Arc::clone(reply), index, id, permit };
+                    let delivery = Delivery { reply: Arc::clone(reply), index, id, permit, ack, sent };
                     self.producer.send(&packet, headers, delivery, &mut value);
                 }
                 Err(Invalid { id, violations }) => reply.settle(index, id, Outcome::Invalid(violations)),

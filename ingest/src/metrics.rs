@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use coderelay_runtime::telemetry::metrics::meter;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 use crate::admission::Admission;
+use crate::mirror::Mirror;
 
 /// The instruments.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics::new(&meter()));
@@ -24,6 +25,9 @@ pub struct Metrics {
     /// Client connections that are open.
     pub connections: Level,
     calls_failed: Counter<u64>,
+    mirror_wait: Histogram<f64>,
+    mirror_packets: Counter<u64>,
+    mirror_up: Gauge<u64>,
 }
 
 /// A number of things that come and go.
@@ -85,6 +89,21 @@ impl Metrics {
                 .u64_counter("coderelay.ingest.calls.failed")
                 .with_description("Calls ended with an error status, by reason")
                 .build(),
+            mirror_wait: meter
+                .f64_histogram("coderelay.ingest.mirror.wait")
+                .with_unit("s")
+                .with_description(
+                    "Time from this region's acknowledgement of a packet to the other's, or until it was given up",
+                )
+                .build(),
+            mirror_packets: meter
+                .u64_counter("coderelay.ingest.mirror.packets")
+                .with_description("Packets that waited for the other region, by outcome: confirmed or unconfirmed")
+                .build(),
+            mirror_up: meter
+                .u64_gauge("coderelay.ingest.mirror.up")
+                .with_description("Whether the other region answers, so that packets can be confirmed there: 1 or 0")
+                .build(),
         }
     }
 
@@ -100,9 +119,31 @@ impl Metrics {
         let budget = Arc::clone(admission);
         meter
             .u64_observable_gauge("coderelay.ingest.in_flight.packets")
-            .with_description("Packets between their decoding and Kafka's acknowledgement")
+            .with_description("Packets between their decoding and their answer")
             .with_callback(move |observer| observer.observe(budget.packets_in_use(), &[]))
             .build();
+    }
+
+    /// Shows how many packets wait for the other region.
+    pub fn watch_mirror(mirror: &Arc<Mirror>) {
+        let mirror = Arc::clone(mirror);
+        meter()
+            .u64_observable_gauge("coderelay.ingest.mirror.waiting")
+            .with_description("Packets that this region has acknowledged and the other not yet")
+            .with_callback(move |observer| observer.observe(mirror.waiting() as u64, &[]))
+            .build();
+    }
+
+    /// A packet waited so long for the other region, and was confirmed or not.
+    pub fn mirror_waited(&self, elapsed: Duration, confirmed: bool) {
+        self.mirror_wait.record(elapsed.as_secs_f64(), &[]);
+        let outcome = if confirmed { "confirmed" } else { "unconfirmed" };
+        self.mirror_packets.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// Whether the other region answers.
+    pub fn mirror_answers(&self, answers: bool) {
+        self.mirror_up.record(u64::from(answers), &[]);
     }
 
     /// A request was read.

@@ -10,6 +10,8 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::admission::Admission;
+use crate::metrics::METRICS;
+use crate::mirror::Mirror;
 use crate::producer::Producer;
 use crate::service::IngestService;
 
@@ -17,6 +19,8 @@ use crate::service::IngestService;
 pub const CHECKS: [&str; 2] = [KAFKA, ADMISSION];
 const KAFKA: &str = "kafka";
 const ADMISSION: &str = "admission";
+/// The check of a deployment that has a mirror. It holds the start back until it was made once, and counts no longer then.
+pub const MIRROR: &str = "mirror";
 
 /// How often Kafka is asked while it answers, and while it does not.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +39,19 @@ pub async fn watch_kafka(producer: Arc<Producer>, readiness: Readiness) {
         let Ok(outcome) = spawn_blocking(move || asked.probe(PROBE_TIMEOUT)).await else { return };
         let pause = if outcome.is_ok() { PROBE_EVERY } else { PROBE_AGAIN };
         readiness.set(KAFKA, outcome);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Asks the other region whether it can confirm packets, for ever. That it cannot does not make this instance unready: a region
+/// must go on when the other is lost.
+pub async fn watch_mirror(mirror: Arc<Mirror>, readiness: Readiness) {
+    loop {
+        let asked = Arc::clone(&mirror);
+        let Ok(outcome) = spawn_blocking(move || asked.probe(PROBE_TIMEOUT)).await else { return };
+        let pause = if outcome.is_ok() { PROBE_EVERY } else { PROBE_AGAIN };
+        METRICS.mirror_answers(outcome.is_ok());
+        readiness.note(MIRROR, outcome);
         tokio::time::sleep(pause).await;
     }
 }

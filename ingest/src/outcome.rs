@@ -45,6 +45,8 @@ pub struct Failure {
     pub message: Cow<'static, str>,
     /// How long the client should wait before it sends the packet again; `None` if that would not help.
     pub retry_after: Option<Duration>,
+    /// What of the call is wrong, for a `BadRequest`; `None` if nothing is.
+    pub field: Option<&'static str>,
 }
 
 impl Outcome {
@@ -76,12 +78,18 @@ impl Outcome {
 impl Failure {
     /// A failure that passes: the client should send the same packet again.
     pub const fn transient(code: Code, reason: &'static str, message: &'static str, retry_after: Duration) -> Self {
-        Self { code, reason, message: Cow::Borrowed(message), retry_after: Some(retry_after) }
+        Self { code, reason, message: Cow::Borrowed(message), retry_after: Some(retry_after), field: None }
     }
 
     /// A failure that stays.
     pub fn permanent(code: Code, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, reason, message: message.into(), retry_after: None }
+        Self { code, reason, message: message.into(), retry_after: None, field: None }
+    }
+
+    /// The same, with the part of the call that is wrong.
+    #[must_use]
+    pub fn of_field(self, field: &'static str) -> Self {
+        Self { field: Some(field), ..self }
     }
 
     /// As the `error` of one packet.
@@ -90,6 +98,10 @@ impl Failure {
         if let Some(delay) = self.retry_after {
             let retry_delay = prost_types::Duration::try_from(delay).ok();
             details.push(any("RetryInfo", &rpc::RetryInfo { retry_delay }));
+        }
+        if let Some(field) = self.field {
+            let violation = field_violation(field, &self.message, self.reason);
+            details.push(any("BadRequest", &rpc::BadRequest { field_violations: vec![violation] }));
         }
         rpc::Status { code: self.code.into(), message: self.message.clone().into_owned(), details }
     }
@@ -108,16 +120,20 @@ fn invalid(violations: &[Violation]) -> rpc::Status {
     let first = violations.first().map_or("INVALID", |first| first.reason.as_str());
     let field_violations = violations
         .iter()
-        .map(|violation| rpc::bad_request::FieldViolation {
-            field: violation.field.to_owned(),
-            description: violation.description.clone(),
-            reason: violation.reason.as_str().to_owned(),
-            localized_message: None,
-        })
+        .map(|violation| field_violation(violation.field, &violation.description, violation.reason.as_str()))
         .collect();
     let message = violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let details = vec![error_info(first), any("BadRequest", &rpc::BadRequest { field_violations })];
     rpc::Status { code: Code::InvalidArgument.into(), message, details }
+}
+
+fn field_violation(field: &str, description: &str, reason: &str) -> rpc::bad_request::FieldViolation {
+    rpc::bad_request::FieldViolation {
+        field: field.to_owned(),
+        description: description.to_owned(),
+        reason: reason.to_owned(),
+        localized_message: None,
+    }
 }
 
 fn error_info(reason: &str) -> prost_types::Any {
@@ -173,6 +189,14 @@ mod tests {
         let status = tonic::Status::from(failure);
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "KAFKA_UNAVAILABLE");
+    }
+
+    #[test]
+    fn a_failure_of_the_call_itself_names_the_field() {
+        let failure = Failure::permanent(Code::InvalidArgument, "ACK_UNKNOWN", "no such value").of_field("x-ack");
+        let details = tonic::Status::from(failure).get_error_details();
+        let violation = &details.bad_request().unwrap().field_violations[0];
+        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x-ack", "no such value"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coderelay_runtime::CancellationToken;
 use coderelay_runtime::kafka::{self, Statistics, client_config};
@@ -19,8 +19,10 @@ use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tonic::Code;
 
+use crate::ack::Ack;
 use crate::admission::Permit;
 use crate::config::{Compression, IngestConfig};
+use crate::mirror::Mirror;
 use crate::outcome::{Failure, Outcome};
 use crate::reply::Reply;
 
@@ -42,10 +44,15 @@ pub struct Delivery {
     pub id: PacketId,
     /// The packet's share of the budget.
     pub permit: Permit,
+    /// What its acknowledgement is to promise.
+    pub ack: Ack,
+    /// When it was sent; at the latest when its record was handed to the Kafka client.
+    pub sent: Instant,
 }
 
 impl Delivery {
-    fn settle(self, outcome: Outcome) {
+    /// Answers the packet.
+    pub fn settle(self, outcome: Outcome) {
         // First: whoever reads the answer finds the room it may use.
         drop(self.permit);
         self.reply.settle(self.index, Some(self.id), outcome);
@@ -85,13 +92,18 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer for the topic `topics.packets`. Brokers need not be there yet.
+    /// A producer for the topic `topics.packets`. Brokers need not be there yet. Packets that are to be acknowledged when they are mirrored
+    /// wait at `mirror`.
     ///
     /// # Errors
     /// A property that librdkafka does not accept.
-    pub fn new(config: &IngestConfig, broken: CancellationToken) -> Result<Self, KafkaError> {
+    pub fn new(
+        config: &IngestConfig,
+        mirror: Option<Arc<Mirror>>,
+        broken: CancellationToken,
+    ) -> Result<Self, KafkaError> {
         let retry_after = config.admission.retry_after.get();
-        let reports = Reports { statistics: Statistics::new("producer"), retry_after, broken };
+        let reports = Reports { statistics: Statistics::new("producer"), mirror, retry_after, broken };
         let client = ThreadedProducer::from_config_and_context(&settings(config), reports)?;
         Ok(Self { client, topic: config.topics.packets.as_str().into(), region: config.region.clone(), retry_after })
     }
@@ -140,6 +152,14 @@ impl Producer {
         }
     }
 
+    /// Where a partition of the topic ends now: the offset that its next record will have. Blocks up to `timeout`.
+    ///
+    /// # Errors
+    /// If the brokers do not answer.
+    pub fn end(&self, partition: i32, timeout: Duration) -> Result<i64, KafkaError> {
+        self.client.client().fetch_watermarks(&self.topic, partition, timeout).map(|(_start, end)| end)
+    }
+
     /// Records that wait for their delivery report.
     pub fn in_flight(&self) -> usize {
         usize::try_from(self.client.in_flight_count()).unwrap_or(0)
@@ -163,6 +183,7 @@ impl fmt::Debug for Producer {
 /// Receives delivery reports, figures and errors, on the producer's own thread: nothing here may wait.
 struct Reports {
     statistics: Statistics,
+    mirror: Option<Arc<Mirror>>,
     retry_after: Duration,
     /// Cancelled when the producer can do no more.
     broken: CancellationToken,
@@ -189,10 +210,16 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, report: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        delivery.settle(match report {
-            Ok(record) => Outcome::Committed { partition: record.partition(), offset: record.offset() },
-            Err((error, _record)) => Outcome::Failed(failure(error, self.retry_after)),
-        });
+        match report {
+            Ok(record) => {
+                let (partition, offset) = (record.partition(), record.offset());
+                match &self.mirror {
+                    Some(mirror) if delivery.ack == Ack::Mirrored => mirror.wait(partition, offset, *delivery),
+                    _ => delivery.settle(Outcome::Committed { partition, offset }),
+                }
+            }
+            Err((error, _record)) => delivery.settle(Outcome::Failed(failure(error, self.retry_after))),
+        }
     }
 }
 

@@ -24,10 +24,11 @@ use crate::frames::FrameLimits;
 use crate::intake::Intake;
 use crate::listener::LINGER;
 use crate::metrics::Metrics;
+use crate::mirror::Mirror;
 use crate::producer::Producer;
 use crate::service::{CallLimits, IngestService};
 use crate::validate::Validator;
-use crate::{listener, monitor};
+use crate::{follower, listener, monitor};
 
 /// Reset streams that a connection may have waiting to be accepted, against rapid resets (CVE-2023-44487).
 const PENDING_RESETS: usize = 32;
@@ -42,13 +43,21 @@ type Serving = JoinHandle<Result<(), tonic::transport::Error>>;
 /// # Errors
 /// A port that cannot be bound, a setting that librdkafka refuses, or a Kafka client that has failed for good.
 pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let readiness = Readiness::new(monitor::CHECKS);
+    let has_mirror = config.mirror.is_some();
+    let readiness = Readiness::new(monitor::CHECKS.into_iter().chain(has_mirror.then_some(monitor::MIRROR)));
     let admin = admin::serve(&config.admin, readiness.clone()).await?;
     let listener = listener::bind(config.grpc.listen).await?;
     let broken = CancellationToken::new();
-    let producer = Arc::new(Producer::new(&config, broken.clone()).context("the Kafka client cannot be made")?);
-    let intake = Arc::new(intake(&config, Arc::clone(&producer)));
+    let mirror = config.mirror.as_ref().map(|mirror| Mirror::new(&config, mirror)).transpose();
+    let mirror = mirror.context("the other region's Kafka client cannot be made")?.map(Arc::new);
+    let producer = Producer::new(&config, mirror.clone(), broken.clone()).context("the Kafka client cannot be made")?;
+    let intake = Arc::new(intake(&config, Arc::new(producer), mirror));
     Metrics::watch(&intake.admission);
+    let following = intake.mirror.as_ref().map(|mirror| {
+        Metrics::watch_mirror(mirror);
+        follower::follow(Arc::clone(mirror), Arc::clone(&intake.producer))
+    });
+    let following = following.transpose().context("no thread to follow the other region")?;
 
     let (health, health_service) = health_reporter();
     monitor::set_health(&health, false).await;
@@ -63,13 +72,13 @@ pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::R
     readiness.drain();
     let end = Instant::now() + config.lifecycle.grace.get();
     drain(&intake, served, end).await;
-    drop(watches);
+    drop((watches, following));
     admin.shutdown().await;
     anyhow::ensure!(!broken.is_cancelled(), "the Kafka client has failed for good; a new instance can go on");
     Ok(())
 }
 
-fn intake(config: &IngestConfig, producer: Arc<Producer>) -> Intake {
+fn intake(config: &IngestConfig, producer: Arc<Producer>, mirror: Option<Arc<Mirror>>) -> Intake {
     let limits = Limits {
         bytes: config.admission.bytes.get() as u32,
         packets: config.admission.packets,
@@ -80,6 +89,8 @@ fn intake(config: &IngestConfig, producer: Arc<Producer>) -> Intake {
         admission: Arc::new(Admission::new(limits)),
         validator: Validator::new(config.limits.clone()),
         producer,
+        mirror,
+        default_ack: config.ack.default,
         max_packets: config.grpc.max_packets as usize,
         retry_after: config.admission.retry_after.get(),
         exports_traces: config.telemetry.otlp_endpoint.is_some(),
@@ -94,6 +105,10 @@ fn watches(config: &IngestConfig, intake: &Intake, readiness: &Readiness, health
     watches.spawn(monitor::watch_kafka(Arc::clone(&intake.producer), readiness.clone()));
     let high_mark = config.admission.high_mark;
     watches.spawn(monitor::watch_admission(Arc::clone(&intake.admission), high_mark, readiness.clone()));
+    if let Some(mirror) = &intake.mirror {
+        watches.spawn(monitor::watch_mirror(Arc::clone(mirror), readiness.clone()));
+        watches.spawn(Arc::clone(mirror).expire());
+    }
     watches.spawn(monitor::tell_health(readiness.clone(), health));
     watches
 }
@@ -166,8 +181,13 @@ async fn drain(intake: &Intake, served: Serving, end: Instant) {
         intake.admission.idle().await;
     };
     if timeout_at(end - LAST_WORDS, acknowledged).await.is_err() {
-        tracing::warn!(records = intake.producer.in_flight(), "Kafka did not acknowledge in time: giving up");
+        let waiting = intake.mirror.as_ref().map_or(0, |mirror| mirror.waiting());
+        let in_flight = intake.producer.in_flight();
+        tracing::warn!(in_flight, waiting, "Kafka, or the other region, did not acknowledge in time: giving up");
         intake.producer.give_up();
+        if let Some(mirror) = &intake.mirror {
+            mirror.give_up();
+        }
         let _late = timeout_at(end - LINGER, intake.calls.wait()).await;
     }
     let _lingering = timeout_at(end.min(Instant::now() + LINGER), served).await;

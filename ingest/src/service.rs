@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 use tonic_prost::ProstEncoder;
 use tower::Service;
 
+use crate::ack::Ack;
 use crate::frames::{FrameLimits, Frames, gone};
 use crate::intake::Intake;
 use crate::metrics::METRICS;
@@ -70,12 +71,17 @@ impl IngestService {
         let request_id = origin.request_id.clone();
         let admission = Arc::clone(&self.intake.admission);
         let opened = self.open().and_then(|permit| {
-            Frames::new(&parts.headers, body, admission, self.limits.frame).map(|frames| (permit, frames))
+            let ack = Ack::of(&parts.headers, self.intake.default_ack, self.intake.mirror.is_some())?;
+            let frames = Frames::new(&parts.headers, body, admission, self.limits.frame)?;
+            Ok((permit, frames, ack))
         });
         let answered = match (call, opened) {
-            (Call::Publish, Ok((permit, frames))) => Ok(self.publish(frames, origin, permit)),
-            (Call::PublishBatch, Ok((_permit, frames))) => self.publish_batch(frames, origin).await,
-            (_, Err(refused)) => Err(refused.into()),
+            (Call::Publish, Ok((permit, frames, ack))) => Ok(self.publish(frames, origin, ack, permit)),
+            (Call::PublishBatch, Ok((_permit, frames, ack))) => self.publish_batch(frames, origin, ack).await,
+            (_, Err(refused)) => {
+                METRICS.call_failed(refused.reason);
+                Err(refused.into())
+            }
         };
         let mut response = answered.unwrap_or_else(Status::into_http);
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -92,13 +98,14 @@ impl IngestService {
         })
     }
 
-    fn publish(self, frames: Frames, origin: Origin, permit: OwnedSemaphorePermit) -> Response<Body> {
+    fn publish(self, frames: Frames, origin: Origin, ack: Ack, permit: OwnedSemaphorePermit) -> Response<Body> {
         let (answers, answered) = mpsc::channel(self.limits.unanswered);
         let stream = stream::Stream {
             intake: Arc::clone(&self.intake),
             frames,
             answers,
             origin,
+            ack,
             idle_timeout: self.limits.frame.idle_timeout,
             until: self.limits.age.map(|age| Instant::now() + age),
         };
@@ -112,7 +119,7 @@ impl IngestService {
         respond(responses)
     }
 
-    async fn publish_batch(self, mut frames: Frames, origin: Origin) -> Result<Response<Body>, Status> {
+    async fn publish_batch(self, mut frames: Frames, origin: Origin, ack: Ack) -> Result<Response<Body>, Status> {
         let _token = self.intake.calls.token();
         let taken = async {
             let frame = tokio::select! {
@@ -124,7 +131,7 @@ impl IngestService {
             };
             let (answers, mut answered) = mpsc::channel::<Answer>(1);
             let slot = answers.try_reserve_owned().map_err(|_| gone())?;
-            self.intake.take(Call::PublishBatch, frame, slot, &origin).await?;
+            self.intake.take(Call::PublishBatch, frame, slot, &origin, ack).await?;
             answered.recv().await.ok_or_else(gone)
         };
         match taken.await {

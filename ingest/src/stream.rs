@@ -9,6 +9,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 
+use crate::ack::Ack;
 use crate::frames::{Frames, gone, idle};
 use crate::intake::Intake;
 use crate::metrics::METRICS;
@@ -27,6 +28,8 @@ pub struct Stream {
     pub answers: Sender<Answer>,
     /// Who sends them.
     pub origin: Origin,
+    /// What the acknowledgement of its packets is to promise.
+    pub ack: Ack,
     /// How long the client may leave its answers unread.
     pub idle_timeout: Duration,
     /// When the stream must end.
@@ -50,7 +53,7 @@ impl Stream {
     }
 
     async fn read(&mut self) -> Result<(), Failure> {
-        let Self { intake, frames, answers, origin, idle_timeout, until } = self;
+        let Self { intake, frames, answers, origin, ack, idle_timeout, until } = self;
         // Made once: to register with a token or a timer for every request costs as much as to read a small one.
         let mut ended = pin!(ended(intake, *until));
         let mut closed = pin!(answers.closed());
@@ -67,7 +70,7 @@ impl Stream {
                 frame = frames.next() => frame?,
             };
             match frame {
-                Some(frame) => intake.take(Call::Publish, frame, slot, origin).await?,
+                Some(frame) => intake.take(Call::Publish, frame, slot, origin, *ack).await?,
                 None => return Ok(()),
             }
         }

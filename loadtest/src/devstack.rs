@@ -122,7 +122,10 @@ impl Devstack {
             topics,
             group: format!("{GROUP}{suffix}"),
         };
-        let ingest = [format!("grpc.listen={grpc}"), format!("admin.listen={ingest_admin}")];
+        let mut ingest = vec![format!("grpc.listen={grpc}"), format!("admin.listen={ingest_admin}")];
+        ingest.extend(stack.region().map(|region| format!("region={region}")));
+        let other = self.servers.stacks().iter().find(|other| other.region() != stack.region());
+        ingest.extend(other.map(|other| format!("mirror.kafka.bootstrap_servers={}", other.linked_servers())));
         let mut processor = vec![
             format!("admin.listen={processor_admin}"),
             format!("cql.contact_points={}", endpoints.cql),

@@ -18,7 +18,7 @@ use crate::process::Process;
 use crate::readiness::Probe;
 use crate::security::Security;
 
-pub(crate) const LOG4J: &str = include_str!("../conf/log4j2.properties");
+const LOG4J: &str = include_str!("../conf/log4j2.properties");
 
 /// The largest record batch. A packet is up to 4 MiB of content and 16 KiB of metadata; the rest is room for headers,
 /// for the `dlq.*` ones, and for clients that batch.

@@ -10,7 +10,6 @@ use coderelay_mirrormaker::restarts;
 use crate::direction::{Cluster, Direction};
 use crate::error::{Error, Result};
 use crate::jars;
-use crate::kafka::LOG4J;
 use crate::launch::Launch;
 use crate::process::Process;
 use crate::progress::{Event, Observer};
@@ -20,6 +19,9 @@ use crate::supervisor::{Patience, Sight, Supervisor, Verdict};
 
 /// What production runs; what differs between deployments it takes from its environment.
 const PROPERTIES: &str = include_str!("../../mirrormaker2/mm2.properties");
+
+/// What production logs.
+const LOGGING: &str = include_str!("../../mirrormaker2/log4j2.properties");
 
 /// Between two looks of the supervisor.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +44,7 @@ impl MirrorMaker {
         fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         let (properties, logging) = (dir.join("mm2.properties"), dir.join("log4j2.properties"));
         fs::write(&properties, PROPERTIES).map_err(Error::io(&properties))?;
-        fs::write(&logging, LOG4J).map_err(Error::io(&logging))?;
+        fs::write(&logging, LOGGING).map_err(Error::io(&logging))?;
         let args = [
             "-Xms256m".to_owned(),
             "-Xmx512m".to_owned(),

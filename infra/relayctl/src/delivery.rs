@@ -16,7 +16,7 @@ use crate::connect::grpc;
 use crate::packer::{Packed, Packer, Skip};
 use crate::position::rfc3339;
 use crate::progress::Progress;
-use crate::publisher::{Event, GaveUp, Publisher};
+use crate::publisher::{Ack, Event, GaveUp, Publisher};
 use crate::source::Source;
 use crate::window::{Parcel, Receipt};
 
@@ -80,12 +80,13 @@ pub(crate) async fn deliver(
     packer: Arc<Packer>,
     sources: Arc<[Source]>,
     endpoints: &[String],
+    ack: Option<Ack>,
     patience: Duration,
     what: &'static str,
 ) -> anyhow::Result<Delivery> {
     let started = Instant::now();
     let channels = endpoints.iter().map(|endpoint| Ok((endpoint.clone(), grpc(endpoint)?)));
-    let publisher = Publisher::new(channels.collect::<anyhow::Result<_>>()?, patience);
+    let publisher = Publisher::new(channels.collect::<anyhow::Result<_>>()?, ack, patience);
     let acknowledged = |endpoint: &String| Acknowledged { endpoint: endpoint.clone(), committed: 0 };
     let mut endpoints: Vec<_> = endpoints.iter().map(acknowledged).collect();
     let mut progress = Progress::new(what, sources.len() as u64);

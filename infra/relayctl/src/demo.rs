@@ -62,7 +62,7 @@ pub(crate) async fn run(args: DemoArgs, connection: &Connection, output: &mut Ou
     let ingest = connection.ingest.get(..1).unwrap_or_default();
     for what in ["first pass", "second pass"] {
         let sources = Arc::clone(&sources);
-        let delivery = deliver(Arc::clone(&packer), sources, ingest, args.timeout, what).await?;
+        let delivery = deliver(Arc::clone(&packer), sources, ingest, None, args.timeout, what).await?;
         if let Some(gave_up) = &delivery.gave_up {
             bail!("{what}: {gave_up}");
         }

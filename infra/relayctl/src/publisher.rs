@@ -8,11 +8,30 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::endpoints::Endpoints;
 use crate::window::{Parcel, Receipt, Window};
+
+/// What an acknowledgement is to promise: the call's metadata `x-ack`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Ack {
+    /// That the region which takes a packet has it
+    Local,
+    /// That the other region has it too
+    Mirrored,
+}
+
+impl Ack {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Mirrored => "mirrored",
+        }
+    }
+}
 
 /// What happens on the way.
 pub(crate) enum Event {
@@ -53,6 +72,8 @@ pub(crate) struct Publisher {
     /// One an endpoint.
     clients: Vec<IngestClient<Channel>>,
     window: Window,
+    /// `None`: the deployment's default.
+    ack: Option<Ack>,
     patience: Duration,
     /// When a packet was last settled, or the window last was empty.
     progress: Instant,
@@ -63,13 +84,14 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// `channels` are endpoints by their address, in the order of preference. `patience` is how long all of them together
     /// may go without settling any packet, reconnections included.
-    pub(crate) fn new(channels: Vec<(String, Channel)>, patience: Duration) -> Self {
+    pub(crate) fn new(channels: Vec<(String, Channel)>, ack: Option<Ack>, patience: Duration) -> Self {
         let now = Instant::now();
         let (addresses, channels): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
         Self {
             endpoints: Endpoints::new(addresses, now),
             clients: channels.into_iter().map(IngestClient::new).collect(),
             window: Window::default(),
+            ack,
             patience,
             progress: now,
             open: true,
@@ -127,7 +149,11 @@ impl Publisher {
         let mut requests = Some(requests);
         let mut client = self.clients[self.endpoints.current()].clone();
         // A server may send its headers with its first answer only: the call and its answers are one stream here.
-        let call = async move { client.publish(ReceiverStream::new(queue)).await.map(Response::into_inner) };
+        let mut call = Request::new(ReceiverStream::new(queue));
+        if let Some(ack) = self.ack {
+            call.metadata_mut().insert("x-ack", MetadataValue::from_static(ack.as_str()));
+        }
+        let call = async move { client.publish(call).await.map(Response::into_inner) };
         let mut responses = stream::once(call).try_flatten().boxed();
 
         let opened = Instant::now();

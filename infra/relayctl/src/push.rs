@@ -16,6 +16,7 @@ use crate::exit::Exit;
 use crate::output::{Output, size};
 use crate::packer::Packer;
 use crate::progress::remark;
+use crate::publisher::Ack;
 use crate::source::{Source, expand, repository};
 use crate::window::Receipt;
 
@@ -31,6 +32,9 @@ pub(crate) struct PushArgs {
     /// Metadata of every packet, beside `path` (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     metadata: Vec<Entry>,
+    /// What an acknowledgement promises [default: the deployment's]
+    #[arg(long)]
+    ack: Option<Ack>,
     /// Give up after this long without any acknowledgement, of all endpoints together
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     patience: Duration,
@@ -94,7 +98,7 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
     };
     let repo_id = packer.repo_id.clone();
     let delivery =
-        deliver(Arc::new(packer), Arc::clone(&sources), &connection.ingest, args.patience, "pushing").await?;
+        deliver(Arc::new(packer), Arc::clone(&sources), &connection.ingest, args.ack, args.patience, "pushing").await?;
 
     for receipt in &delivery.receipts {
         show(&fate(&sources, receipt), output)?;

@@ -52,6 +52,8 @@ struct Scripted {
     committed: Arc<Mutex<BTreeMap<String, u32>>>,
     /// Packet ids that were asked for again.
     put_off: Arc<Mutex<BTreeSet<String>>>,
+    /// The metadata `x-ack` of the last call.
+    ack: Arc<Mutex<Option<String>>>,
 }
 
 impl Scripted {
@@ -59,7 +61,7 @@ impl Scripted {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(Mutex::new(script.iter().copied().collect()));
-        let ingest = Self { script, committed: Arc::default(), put_off: Arc::default() };
+        let ingest = Self { script, committed: Arc::default(), put_off: Arc::default(), ack: Arc::default() };
         let server = tonic::transport::Server::builder()
             .add_service(IngestServer::new(ingest.clone()).max_decoding_message_size(16 << 20))
             .serve_with_incoming(TcpListenerStream::new(listener));
@@ -114,6 +116,8 @@ impl Ingest for Scripted {
         request: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
         let behaviour = self.next();
+        let ack = request.metadata().get("x-ack").map(|ack| ack.to_str().unwrap().to_owned());
+        *self.ack.lock().unwrap() = ack;
         if behaviour == Behaviour::Deny {
             return Err(Status::permission_denied("not you"));
         }
@@ -171,6 +175,15 @@ async fn every_file_is_acknowledged_and_reported_once() {
     paths.dedup();
     assert_eq!(paths.len(), 300);
     assert!(ingest.committed.lock().unwrap().values().all(|&count| count == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_acknowledgement_promises_is_the_deployments_choice_or_ones_own() {
+    let (ingest, address) = Scripted::start(&[Behaviour::Commit]).await;
+    push(address, &[]).await;
+    assert_eq!(*ingest.ack.lock().unwrap(), None);
+    push(address, &["--ack", "mirrored"]).await;
+    assert_eq!(ingest.ack.lock().unwrap().as_deref(), Some("mirrored"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ mod world;
 mod bad_input;
 mod clients;
 mod contract;
+mod mirrored;
 mod outage;
+mod region_loss;
 mod shutdown;
 mod tls;

@@ -21,6 +21,7 @@ use rdkafka::message::{Headers, Message, OwnedMessage};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, RpcStatusExt};
 
@@ -103,6 +104,12 @@ impl World {
         self.client().await.publish_batch(PublishBatchRequest { packets }).await.unwrap().into_inner().results
     }
 
+    /// The same, with what the acknowledgement is to promise.
+    pub(crate) async fn publish_ack(&self, ack: &str, packets: Vec<CodePacket>) -> Result<Vec<PublishResult>, Status> {
+        let call = with_ack(ack, PublishBatchRequest { packets });
+        Ok(self.client().await.publish_batch(call).await?.into_inner().results)
+    }
+
     /// Publishes what need not be packets.
     pub(crate) async fn publish_raw(&self, packets: Vec<Vec<u8>>) -> Vec<PublishResult> {
         let mut client = tonic::client::Grpc::new(self.channel().await);
@@ -116,6 +123,12 @@ impl World {
     /// Everything in the topic at this moment.
     pub(crate) async fn records(&self) -> Vec<OwnedMessage> {
         records(&self.bootstrap, &self.topic).await
+    }
+
+    /// Each check and its outcome.
+    pub(crate) async fn checks(&self) -> String {
+        let url = format!("http://127.0.0.1:{}/readyz?verbose", self.admin);
+        reqwest::get(url).await.unwrap().text().await.unwrap()
     }
 
     /// The status of `/readyz`, 0 if nobody answers yet.
@@ -157,19 +170,27 @@ pub(crate) struct RawBatch {
     pub(crate) packets: Vec<Vec<u8>>,
 }
 
+/// A call with the metadata `x-ack`.
+pub(crate) fn with_ack<T>(ack: &str, message: T) -> Request<T> {
+    let mut call = Request::new(message);
+    call.metadata_mut().insert("x-ack", ack.parse().unwrap());
+    call
+}
+
 pub(crate) async fn connect(port: u16) -> Channel {
     Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.unwrap()
 }
 
 /// Everything in a topic at this moment.
-async fn records(bootstrap: &str, topic: &str) -> Vec<OwnedMessage> {
+pub(crate) async fn records(bootstrap: &str, topic: &str) -> Vec<OwnedMessage> {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
     let read = move || {
         let consumer: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", bootstrap).set("group.id", "test").create().unwrap();
         let mut ends = HashMap::new();
         let mut assignment = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
+        let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE).unwrap();
+        for partition in metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id) {
             let (low, high) = consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap();
             ends.insert(partition, high);
             if low < high {

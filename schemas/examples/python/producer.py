@@ -13,6 +13,9 @@ Every file becomes a packet with the metadata ``path``. Each packet gets exactly
   delay the server asked for, **with the same packet id**. Should the first attempt have arrived after all, the pipeline
   drops the second as a duplicate.
 
+With ``x-ack: mirrored`` in the call's metadata (``--ack mirrored``) *committed* means in both regions; what this region has and the
+other did not confirm in time is an error that says "later".
+
 Of several endpoints the first is used until its stream breaks or it answers UNAVAILABLE. What it has not settled then goes to
 the next, with the same packet ids, and after the last the first is tried again.
 
@@ -107,7 +110,7 @@ def requests(packets: Iterable, most: int = 100, most_bytes: int = 1 << 20) -> I
         yield request
 
 
-def attempt(channel: grpc.Channel, packets: Sequence) -> list[Outcome]:
+def attempt(channel: grpc.Channel, packets: Sequence, ack: str | None = None) -> list[Outcome]:
     """Sends the packets over one stream and answers what became of each."""
     publish = channel.stream_stream(
         coderelay.PUBLISH,
@@ -117,7 +120,7 @@ def attempt(channel: grpc.Channel, packets: Sequence) -> list[Outcome]:
     outcomes = [Outcome() for _ in packets]
     try:
         # gRPC takes requests from the iterator as fast as the server reads them, while answers are read here.
-        for response in publish(requests(packets)):
+        for response in publish(requests(packets), metadata=[("x-ack", ack)] if ack else None):
             for result in response.results:
                 outcomes[result.seq] = Outcome.of(result)
     except grpc.RpcError as error:
@@ -128,7 +131,9 @@ def attempt(channel: grpc.Channel, packets: Sequence) -> list[Outcome]:
     return outcomes
 
 
-def publish(channels: Mapping[str, grpc.Channel], packets: Sequence, attempts: int = 6) -> list[Outcome]:
+def publish(
+    channels: Mapping[str, grpc.Channel], packets: Sequence, attempts: int = 6, ack: str | None = None
+) -> list[Outcome]:
     """Sends the packets, and those that may succeed later again, until each is settled or the attempts are used up.
 
     ``channels`` are endpoints by their address, in the order of preference; ``attempts`` are as many for each of them.
@@ -140,7 +145,8 @@ def publish(channels: Mapping[str, grpc.Channel], packets: Sequence, attempts: i
     errors = {}
     rounds = attempts * len(channels)
     for round_ in range(rounds):
-        for index, outcome in zip(pending, attempt(channels[endpoint], [packets[index] for index in pending]), strict=True):
+        outcomes_now = attempt(channels[endpoint], [packets[index] for index in pending], ack)
+        for index, outcome in zip(pending, outcomes_now, strict=True):
             outcomes[index] = dataclasses.replace(outcome, endpoint=endpoint)
         pending = [index for index in pending if outcomes[index].later]
         if not pending:
@@ -178,6 +184,7 @@ def main() -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders to take every file from")
     parser.add_argument("--repo", required=True, help="the repository the files belong to")
     parser.add_argument("--endpoint", action="append", help="repeatable; env INGEST_ENDPOINT, comma-separated")
+    parser.add_argument("--ack", choices=["local", "mirrored"], help="what committed means; the deployment's default")
     arguments = parser.parse_args()
     endpoints = arguments.endpoint or os.environ.get("INGEST_ENDPOINT", "127.0.0.1:50051").split(",")
 
@@ -188,7 +195,7 @@ def main() -> int:
             endpoint: open_channels.enter_context(grpc.insecure_channel(endpoint.strip().removeprefix("http://")))
             for endpoint in endpoints
         }
-        outcomes = publish(channels, packets)
+        outcomes = publish(channels, packets, ack=arguments.ack)
 
     for source, outcome in zip(sources, outcomes, strict=True):
         if not outcome.committed:

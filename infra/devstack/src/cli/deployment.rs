@@ -90,8 +90,11 @@ impl Deployment {
             let directions = mirror.directions().iter().map(ToString::to_string).collect();
             reporter.describe(mirror.process(), directions);
         }
-        let services =
-            backend.stacks().iter().zip(0..).map(|(stack, index)| Services::start(home, stack, index, reporter));
+        let stacks = backend.stacks();
+        let services = stacks.iter().zip(0..).map(|(stack, index)| {
+            let other = stacks.iter().find(|other| other.region() != stack.region());
+            Services::start(home, stack, other, index, reporter)
+        });
         let mut services = futures::future::try_join_all(services).await?;
         for services in &mut services {
             let restarts = backend.mirror().map(|mirror| mirror.restarts_file().display().to_string());
@@ -247,8 +250,15 @@ impl Deployment {
 }
 
 impl Services {
-    /// Starts both on `stack`, of the region with this index, and waits until they are ready.
-    async fn start(home: &Home, stack: &Stack, index: u16, reporter: &Reporter) -> anyhow::Result<Self> {
+    /// Starts both on `stack`, of the region with this index, and waits until they are ready. Ingest asks the `other` region whether packets
+    /// are mirrored.
+    async fn start(
+        home: &Home,
+        stack: &Stack,
+        other: Option<&Stack>,
+        index: u16,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Self> {
         let (kafka, cql) = (stack.bootstrap_servers(), stack.cql_contact());
         for (broker, address) in std::iter::zip(stack.brokers(), kafka.split(',')) {
             reporter.describe(broker, vec![address.to_owned()]);
@@ -259,18 +269,14 @@ impl Services {
         let address = |port| address(of_index(port, index));
         let (grpc, ingest_admin) = (address(INGEST_PORT)?, address(INGEST_ADMIN_PORT)?);
         let processor_admin = address(PROCESSOR_ADMIN_PORT)?;
-        let ingest = service(
-            home,
-            stack,
-            "ingest",
-            &ingest_admin,
-            &[
-                format!("kafka.bootstrap_servers={kafka}"),
-                format!("grpc.listen={grpc}"),
-                format!("admin.listen={ingest_admin}"),
-                format!("region={}", stack.region().unwrap_or("local")),
-            ],
-        );
+        let mut settings = vec![
+            format!("kafka.bootstrap_servers={kafka}"),
+            format!("grpc.listen={grpc}"),
+            format!("admin.listen={ingest_admin}"),
+            format!("region={}", stack.region().unwrap_or("local")),
+        ];
+        settings.extend(other.map(|other| format!("mirror.kafka.bootstrap_servers={}", other.bootstrap_servers())));
+        let ingest = service(home, stack, "ingest", &ingest_admin, &settings);
         let processor = service(
             home,
             stack,

@@ -7,7 +7,14 @@ use tokio::sync::watch;
 
 /// Named checks, each fine or failing for a reason. Cheap to clone; all clones see the same checks.
 #[derive(Debug, Clone)]
-pub struct Readiness(watch::Sender<BTreeMap<&'static str, Result<(), String>>>);
+pub struct Readiness(watch::Sender<BTreeMap<&'static str, Check>>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Check {
+    outcome: Result<(), String>,
+    /// Whether the service is not ready when it fails.
+    counts: bool,
+}
 
 impl Default for Readiness {
     fn default() -> Self {
@@ -18,22 +25,31 @@ impl Default for Readiness {
 impl Readiness {
     /// The checks of a service. Each fails as "starting" until it is first set.
     pub fn new(checks: impl IntoIterator<Item = &'static str>) -> Self {
-        let starting = |name| (name, Err("starting".to_owned()));
+        let starting = |name| (name, Check { outcome: Err("starting".to_owned()), counts: true });
         Self(watch::Sender::new(checks.into_iter().map(starting).collect()))
     }
 
     /// Records the outcome of a check; a name not seen before becomes a check.
     pub fn set(&self, check: &'static str, outcome: Result<(), impl Into<String>>) {
-        let outcome = outcome.map_err(Into::into);
+        self.record(check, Check { outcome: outcome.map_err(Into::into), counts: true });
+    }
+
+    /// Records the outcome of a check that is shown and from now on does not count: the service is ready without it.
+    pub fn note(&self, check: &'static str, outcome: Result<(), impl Into<String>>) {
+        self.record(check, Check { outcome: outcome.map_err(Into::into), counts: false });
+    }
+
+    fn record(&self, name: &'static str, check: Check) {
         self.0.send_if_modified(|checks| {
-            let before = checks.insert(check, outcome.clone());
-            if before.as_ref() == Some(&outcome) {
+            if checks.get(name) == Some(&check) {
                 return false;
             }
-            match &outcome {
-                Ok(()) => tracing::info!(check, "ready"),
-                Err(reason) => tracing::warn!(check, reason, "not ready"),
+            match (&check.outcome, check.counts) {
+                (Ok(()), _) => tracing::info!(check = name, "ready"),
+                (Err(reason), true) => tracing::warn!(check = name, reason, "not ready"),
+                (Err(reason), false) => tracing::warn!(check = name, reason, "ready without it"),
             }
+            checks.insert(name, check);
             true
         });
     }
@@ -55,18 +71,20 @@ impl Readiness {
     }
 }
 
-fn all_fine(checks: &BTreeMap<&'static str, Result<(), String>>) -> bool {
-    checks.values().all(Result::is_ok)
+fn all_fine(checks: &BTreeMap<&'static str, Check>) -> bool {
+    checks.values().all(|check| check.outcome.is_ok() || !check.counts)
 }
 
 impl fmt::Display for Readiness {
-    /// One line a check, `[+]name ok` or `[-]name failed: reason`, as the Kubernetes API server writes them.
+    /// One line a check, `[+]name ok` or `[-]name failed: reason`, as the Kubernetes API server writes them, and `[!]name failed: reason` for
+    /// one that does not count.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let checks = self.0.borrow();
-        for (name, outcome) in checks.iter() {
-            match outcome {
-                Ok(()) => writeln!(f, "[+]{name} ok")?,
-                Err(reason) => writeln!(f, "[-]{name} failed: {reason}")?,
+        for (name, check) in checks.iter() {
+            match (&check.outcome, check.counts) {
+                (Ok(()), _) => writeln!(f, "[+]{name} ok")?,
+                (Err(reason), true) => writeln!(f, "[-]{name} failed: {reason}")?,
+                (Err(reason), false) => writeln!(f, "[!]{name} failed: {reason}")?,
             }
         }
         writeln!(f, "{}", if all_fine(&checks) { "ready" } else { "not ready" })
@@ -88,6 +106,16 @@ mod tests {
         assert!(readiness.is_ready());
         readiness.drain();
         assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn what_is_only_noted_does_not_count_once_it_was_looked_at() {
+        let readiness = Readiness::new(["mirror"]);
+        assert!(!readiness.is_ready());
+        readiness.note("mirror", Err("no host answers"));
+        assert_eq!(readiness.to_string(), "[!]mirror failed: no host answers\nready\n");
+        readiness.note("mirror", Ok::<(), String>(()));
+        assert_eq!(readiness.to_string(), "[+]mirror ok\nready\n");
     }
 
     #[tokio::test]
