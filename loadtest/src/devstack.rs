@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use crate::deployment::{Endpoints, GROUP, url};
 use crate::pipeline::{Own, Pipeline, Region, Servers};
 use crate::resources::Watched;
-use crate::scenario::{Scenario, Target};
+use crate::scenario::{Scenario, Subject, Target};
 use crate::service::{GRACE, Service};
 
 /// Kafka and Cassandra, shared by runs that otherwise share nothing: each has topics, a keyspace and services of its own. Two regions
@@ -49,9 +49,10 @@ impl Devstack {
         }
         let (ingest, processor) = programs(bin)?;
         let hits = |target| scenario.faults.iter().any(|fault| fault.target == target);
+        let cuts = hits(Target::Link) || scenario.subject == Subject::Mirror;
         // A store of one node that is killed has nobody to get back from what its disk has not.
         let commit_log = if hits(Target::Region) { CommitLog::Synced } else { CommitLog::Periodic };
-        let each = Stack::builder().brokers(1).cql(true).commit_log(commit_log).linked(hits(Target::Link));
+        let each = Stack::builder().brokers(1).cql(true).commit_log(commit_log).linked(cuts);
         let servers = Arc::new(Servers::Regions(Regions::start(each).await?));
         let supervised = servers.clone();
         let supervisor = tokio::spawn(async move {

@@ -38,6 +38,7 @@ pub mod knee;
 pub mod start;
 
 pub mod run;
+mod mirror;
 mod outcome;
 pub mod machine;
 pub mod summary;

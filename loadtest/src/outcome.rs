@@ -14,6 +14,7 @@ use crate::backlog::{self, Look};
 use crate::generator::Traffic;
 use crate::knee::Knee;
 use crate::machine::Origin;
+use crate::mirror::Throughput;
 use crate::plan::Phase;
 use crate::recorder::{Kind, read};
 use crate::run::Run;
@@ -71,6 +72,7 @@ pub(crate) struct Outcome {
     /// From the end of load and faults until all regions had published everything.
     pub converged: Option<Duration>,
     pub replay: Option<Replay>,
+    pub mirrored: Option<Throughput>,
     pub partitions: Vec<u64>,
     pub interrupted: bool,
     /// What else is to be said.
@@ -95,6 +97,7 @@ impl Outcome {
             exposed: 0,
             converged: None,
             replay: None,
+            mirrored: None,
             partitions: Vec::new(),
             interrupted: false,
             notes: Vec::new(),
@@ -149,7 +152,7 @@ pub(crate) fn summarize(run: &Run<'_>, traffic: &Traffic, outcome: Outcome) -> R
     };
     let kinds: &[Kind] = match subject {
         // The load that builds the backlog is no measurement.
-        Subject::Processor => &[],
+        Subject::Processor | Subject::Mirror => &[],
         _ => &[Kind::Ack, Kind::Service, Kind::Topic, Kind::Cql, Kind::Mirror],
     };
     for kind in kinds {
@@ -168,11 +171,20 @@ pub(crate) fn summarize(run: &Run<'_>, traffic: &Traffic, outcome: Outcome) -> R
                 rate("drained", records as f64 / seconds, &["cql_batch", "drain"]);
             }
         }
+        Subject::Mirror => {}
         _ => rate("acknowledged", acknowledged as f64 / outcome.load.seconds(), &["produce", echo]),
     }
     if let Some(knee) = &outcome.knee {
         rate("knee", knee.rate, &["cql_batch"]);
         summary.notes.push(format!("Knee: {}.", knee.reason));
+    }
+    if let Some(Throughput { alone, with_processors }) = outcome.mirrored {
+        summary.rates.push(Rate {
+            name: "mirrored".to_owned(),
+            per_second: with_processors,
+            limit: Some("mirrormaker".to_owned()),
+            ratio: Some(with_processors / alone),
+        });
     }
     let megabytes = acknowledged as f64 * summary.packets.content_bytes as f64 / 1e6;
     summary.figures.insert("mb_per_second".to_owned(), megabytes / outcome.load.seconds());

@@ -58,11 +58,11 @@ pub struct Run<'a> {
 }
 
 /// What all parts of a run share.
-struct Parts {
-    traffic: Arc<Traffic>,
+pub(crate) struct Parts {
+    pub(crate) traffic: Arc<Traffic>,
     /// One for each region.
-    backlogs: Vec<Arc<Backlog>>,
-    progress: Progress,
+    pub(crate) backlogs: Vec<Arc<Backlog>>,
+    pub(crate) progress: Progress,
     /// When the open loop's time 0 is, once it is known.
     epoch: Arc<OnceLock<std::time::Instant>>,
 }
@@ -125,6 +125,7 @@ impl Run<'_> {
         let readers = if at_once { block_in_place(|| self.readers(&parts))? } else { Vec::new() };
         let mut outcome = match self.scenario.subject {
             Subject::Processor => self.backlog_first(&parts).await?,
+            Subject::Mirror => self.mirror_first(&parts).await?,
             _ => self.under_load(&parts).await?,
         };
         if !self.stop.is_cancelled() {
@@ -175,7 +176,9 @@ impl Run<'_> {
         let topics = &endpoints.topics;
         match self.scenario.subject {
             Subject::Ingest => TopicReader::start_at_beginning(&endpoints.kafka, &topics.packets, audit, on_record),
-            Subject::Processor => TopicReader::start_at_beginning(&endpoints.kafka, &topics.deduped, audit, on_record),
+            Subject::Processor | Subject::Mirror => {
+                TopicReader::start_at_beginning(&endpoints.kafka, &topics.deduped, audit, on_record)
+            }
             _ => TopicReader::start(&endpoints.kafka, &topics.deduped, audit, on_record),
         }
     }
@@ -280,7 +283,7 @@ impl Run<'_> {
         })
     }
 
-    fn timeline(&self, parts: &Parts, started: Instant, about: Duration) -> Result<Timeline> {
+    pub(crate) fn timeline(&self, parts: &Parts, started: Instant, about: Duration) -> Result<Timeline> {
         let watched = self.pipeline.watched.iter().cloned().chain([Watched::own()]).collect();
         let (recorder, backlog) = (parts.traffic.recorder.clone(), parts.backlogs[0].clone());
         recorder.discard();
@@ -289,9 +292,16 @@ impl Run<'_> {
     }
 
     /// Sends requests of the plan, and tells how far it is.
-    async fn generate(&self, parts: &Parts, requests: std::ops::Range<u64>, epoch: Instant) -> Result<Instant> {
+    pub(crate) async fn generate(
+        &self,
+        parts: &Parts,
+        requests: std::ops::Range<u64>,
+        epoch: Instant,
+    ) -> Result<Instant> {
         let load = &self.scenario.load;
-        let endpoints: Vec<_> = self.pipeline.regions.iter().map(|region| region.endpoints.ingest.clone()).collect();
+        let written = if self.scenario.subject == Subject::Mirror { 1 } else { self.pipeline.regions.len() };
+        let regions = self.pipeline.regions.iter().take(written);
+        let endpoints: Vec<_> = regions.map(|region| region.endpoints.ingest.clone()).collect();
         let recorder = &parts.traffic.recorder;
         let show = async {
             loop {
@@ -341,9 +351,9 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until every region's processor has committed all that is in its topics now, and where there are several, until each has
-    /// published all that was acknowledged anywhere. Whether it is so; nothing may move for the scenario's patience.
-    async fn wait_until_drained(&self, parts: &Parts) -> bool {
+    /// Waits until every region's processor has committed all that is in its topics now, and where several are read meanwhile, until each
+    /// has published all that was acknowledged anywhere. Whether it is so; nothing may move for the scenario's patience.
+    pub(crate) async fn wait_until_drained(&self, parts: &Parts) -> bool {
         let patience = self.scenario.finish.patience.get();
         let called = std::time::Instant::now();
         let (mut end, mut moved) = (None, (Instant::now(), 0));
@@ -355,7 +365,8 @@ impl Run<'_> {
             let written: u64 = looks.iter().map(|look| look.written).sum();
             // What is mirrored goes on being written.
             let end = if looks.len() == 1 { *end.get_or_insert(written) } else { written };
-            let missing = if looks.len() == 1 { 0 } else { parts.traffic.audits.unpublished() };
+            let read = looks.len() > 1 && self.scenario.subject == Subject::Pipeline;
+            let missing = if read { parts.traffic.audits.unpublished() } else { 0 };
             if committed >= end && missing == 0 {
                 return true;
             }

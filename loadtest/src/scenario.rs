@@ -1,5 +1,7 @@
 //! A scenario: what is sent, when, to what, which faults come in between, and what must hold afterwards. One TOML file.
 
+mod fault;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::threshold::Condition;
+pub use fault::{Action, Fault, Target};
 
 /// The scenarios that come with the program, by name.
 pub const BUILT_IN: &[(&str, &str)] = &[
@@ -29,6 +32,8 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("broker-restart", include_str!("../scenarios/broker-restart.toml")),
     ("processor-kill", include_str!("../scenarios/processor-kill.toml")),
     ("two-regions", include_str!("../scenarios/two-regions.toml")),
+    ("mirrored", include_str!("../scenarios/mirrored.toml")),
+    ("mirror-throughput", include_str!("../scenarios/mirror-throughput.toml")),
     ("region-loss", include_str!("../scenarios/region-loss.toml")),
     ("region-losses", include_str!("../scenarios/region-losses.toml")),
     ("partition", include_str!("../scenarios/partition.toml")),
@@ -42,7 +47,8 @@ pub struct Scenario {
     #[garde(length(chars, max = 200))]
     pub description: String,
     /// What is measured: `pipeline`, all of it under the load; `ingest`, alone, the processor starting afterwards; `processor`, on
-    /// the backlog that the load leaves; `start`, how long the services take to work. All but the first need a stack of their own.
+    /// the backlog that the load leaves; `start`, how long the services take to work; `mirror`, between two regions. All but the first need a
+    /// stack of their own.
     #[garde(skip)]
     pub subject: Subject,
     /// 1, or 2 that mirror each other: the streams are dealt out over both, one that breaks goes to the other, and both are audited.
@@ -117,6 +123,8 @@ pub enum Subject {
     Processor,
     /// The start of both services.
     Start,
+    /// The mirror, on the backlog that the load leaves in the first of two regions.
+    Mirror,
 }
 
 /// How much is sent, and when.
@@ -280,96 +288,6 @@ pub struct Ramp {
     pub backlog: HumanDuration,
 }
 
-/// Something done to a part of the stack.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
-#[serde(deny_unknown_fields)]
-pub struct Fault {
-    /// Since the measured part began.
-    #[garde(skip)]
-    pub at: HumanDuration,
-    /// What is done.
-    #[garde(skip)]
-    pub action: Action,
-    /// To what.
-    #[garde(skip)]
-    pub target: Target,
-    /// Of several regions, which, counted from 0.
-    #[serde(default)]
-    #[garde(skip)]
-    pub region: usize,
-    /// How long it is away (`kill`, `pause`) or slow.
-    #[serde(default)]
-    #[garde(range(max = HumanDuration::from_secs(3_600)))]
-    pub duration: HumanDuration,
-    /// `slow`: the share of each 100 ms for which it is stopped.
-    #[serde(default = "half")]
-    #[garde(range(min = 0.01, max = 0.99))]
-    pub share: f64,
-}
-
-impl Fault {
-    /// What is wrong with it where there are so many regions.
-    fn check(&self, regions: usize) -> Result<(), String> {
-        let fits = match self.target {
-            Target::Region => self.action == Action::Kill,
-            Target::Link => self.action == Action::Cut,
-            Target::Ingest | Target::Processor | Target::Broker | Target::Store | Target::Mirror => {
-                self.action != Action::Cut
-            }
-        };
-        if !fits {
-            return Err("a region can be killed, a link cut; the others take every action but cut".to_owned());
-        }
-        if regions < 2 && matches!(self.target, Target::Region | Target::Mirror | Target::Link) {
-            return Err("region, mirror and link need regions = 2".to_owned());
-        }
-        if self.region >= regions {
-            return Err(format!("region = {}: must be below regions ({regions})", self.region));
-        }
-        Ok(())
-    }
-}
-
-fn half() -> f64 {
-    0.5
-}
-
-/// What is done to a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Stopped in good order and started again.
-    Restart,
-    /// SIGKILL, and started again after `duration`.
-    Kill,
-    /// SIGSTOP for `duration`: it holds its connections and does nothing.
-    Pause,
-    /// SIGSTOP for a share of each 100 ms, for `duration`.
-    Slow,
-    /// `link`: nothing comes through for `duration`; connections stay open.
-    Cut,
-}
-
-/// A part of the stack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// gRPC to Kafka.
-    Ingest,
-    /// Kafka to CQL and Kafka.
-    Processor,
-    /// Kafka.
-    Broker,
-    /// Cassandra.
-    Store,
-    /// All of a region at once. It can be killed.
-    Region,
-    /// `MirrorMaker`. A supervisor starts it again when it is missed.
-    Mirror,
-    /// What connects the regions. It can be cut.
-    Link,
-}
-
 /// When the generator counts as fallen behind, which makes an open loop's run invalid.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(default, deny_unknown_fields)]
@@ -448,7 +366,7 @@ impl Scenario {
         match self.subject {
             Subject::Pipeline if self.faults.is_empty() => None,
             Subject::Pipeline => Some("faults"),
-            Subject::Ingest | Subject::Processor | Subject::Start => Some("subject"),
+            Subject::Ingest | Subject::Processor | Subject::Start | Subject::Mirror => Some("subject"),
         }
     }
 }
@@ -482,8 +400,9 @@ fn above(load: &Load) -> impl Fn(&Option<Ramp>, &()) -> garde::Result + '_ {
 fn of_pipeline(subject: Subject) -> impl Fn(&usize, &()) -> garde::Result {
     move |regions, ()| match (regions, subject) {
         (2.., Subject::Ingest | Subject::Processor | Subject::Start) => {
-            Err(garde::Error::new("several regions are measured with subject = \"pipeline\" only"))
+            Err(garde::Error::new("several regions are measured with subject = \"pipeline\" or \"mirror\" only"))
         }
+        (..2, Subject::Mirror) => Err(garde::Error::new("subject = \"mirror\" needs 2")),
         _ => Ok(()),
     }
 }
