@@ -286,7 +286,7 @@ pub struct MirrorConfig {
     #[serde(default)]
     #[garde(inner(length(min = 1, max = 249)))]
     pub offsets_topic: Option<String>,
-    /// How long a packet that this region has may wait for the other's confirmation. Then it is answered `UNAVAILABLE`.
+    /// How long a packet that this region has may wait for the other's confirmation. Then it is answered `UNAVAILABLE`. Default: 5s.
     #[serde(default = "max_wait")]
     #[garde(range(min = HumanDuration::from_millis(10), max = HumanDuration::from_secs(60)))]
     pub max_wait: HumanDuration,

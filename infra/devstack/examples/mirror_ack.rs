@@ -1,7 +1,7 @@
 //! How soon it can be known that a record is durable in the other region, by each of the ways there are, and what each costs:
 //!
 //! ```sh
-//! cargo run --release -p coderelay-devstack --example mirror_ack -- 1000      # records a second
+//! cargo run -p coderelay-devstack --example mirror_ack -- 1000      # records a second
 //! ```
 //!
 //! Two regions with `MirrorMaker` between them, one record of 1 KiB after the other, and for each the time from the producer's acknowledgement

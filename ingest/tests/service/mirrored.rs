@@ -214,7 +214,7 @@ async fn what_is_no_acknowledgement_or_cannot_be_had_is_refused_for_the_whole_ca
     assert_eq!(world.records().await.len(), 1);
 }
 
-/// What the README says of the two acknowledgements: `cargo test --release -p ingest --test service -- --ignored --nocapture mirrored`.
+/// What the README says of the two acknowledgements: `cargo test -p ingest --test service -- --ignored --nocapture measured`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measured_at_a_thousand_a_second() {
