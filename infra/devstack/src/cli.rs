@@ -203,4 +203,13 @@ mod tests {
         assert!(Cli::try_parse_from(["devstack", "up", "--regions", "3"]).is_err());
         assert!(Cli::try_parse_from(["devstack", "up", "--regions", "2"]).is_ok());
     }
+    #[test]
+    fn disks_are_deleted_only_where_that_is_said_and_of_a_region_that_there_is() {
+        let Verb::Rebuild(args) = Cli::try_parse_from(["devstack", "rebuild", "us-east"]).unwrap().verb else {
+            panic!("another verb")
+        };
+        assert!(!args.wipe);
+        assert!(Cli::try_parse_from(["devstack", "rebuild", "us-west", "--wipe"]).is_err());
+        assert!(Cli::try_parse_from(["devstack", "rebuild", "--wipe"]).is_err());
+    }
 }

@@ -111,7 +111,7 @@ pub(crate) async fn run(command: MirrorCommand, connection: &Connection, output:
         MirrorCommand::Status(args) => status(&args, connection, output),
         MirrorCommand::Watch(args) => mirror_watch::run(args, connection, output).await,
         MirrorCommand::Verify(args) => verify(args, connection, output).await,
-        MirrorCommand::Restore(args) => tokio::task::block_in_place(|| restore::run(&args, connection, output)),
+        MirrorCommand::Restore(args) => restore::run(&args, connection, output).await,
     }
 }
 

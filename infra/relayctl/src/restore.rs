@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use coderelay_mirrormaker::topic;
+use coderelay_schemas::topics::TopicSpec;
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::producer::BaseRecord;
 use serde::Serialize;
 
+use crate::cluster::{Cluster, Creation};
 use crate::connect::Connection;
 use crate::exit::{Exit, Refusal};
 use crate::outbox::Outbox;
@@ -37,7 +39,7 @@ pub(crate) struct RestoreArgs {
     /// The region that has lost its disks, its topics created again and empty, its ingest not started
     #[arg(long, value_name = "REGION")]
     to: Region,
-    /// Check and count only
+    /// Count only; nothing is written
     #[arg(long)]
     dry_run: bool,
 }
@@ -75,21 +77,48 @@ struct Report<'a> {
     partitions: &'a [Restored],
 }
 
-/// Runs the verb; blocks. May be run again after an interruption: it goes on where it was.
-pub(crate) fn run(args: &RestoreArgs, base: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
-    let (from, to) = (&args.from.name, &args.to.name);
-    if from == to {
+/// Runs the verb. May be run again after an interruption: it goes on where it was.
+pub(crate) async fn run(args: &RestoreArgs, base: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+    if args.from.name == args.to.name {
         return Err(Refusal::Usage("--from and --to have to be two regions".into()).into());
     }
     let (survivor, lost) = (args.from.kafka(base)?, args.to.kafka(base)?);
+    let exit = tokio::task::block_in_place(|| restore(args, &survivor, &lost, output))?;
+    if !args.dry_run {
+        create_mirror(&args.from.name, &lost).await?;
+    }
+    Ok(exit)
+}
+
+/// Creates the topic in which the region will get the other's packets, before its processor starts. Were it `MirrorMaker` that creates it, the
+/// members of the processor's group would learn of it one after the other, and for that moment some would have a partition of it
+/// without the same partition of the region's own topic: they would not know that copies of its packets come from two regions.
+async fn create_mirror(from: &str, lost: &Connection) -> anyhow::Result<()> {
+    let cluster = Cluster::connect(lost)?;
+    let topics = cluster.topics().await?;
     let packets = lost.topics().packets;
-    let mirror = Reader::open(&survivor, &topic::mirrored(to, &survivor.topics().packets))?;
-    let empty = Reader::open(&lost, &packets).context("`relayctl topics apply` creates it")?;
-    await_stopped(&survivor, to, WORKER_SESSION)?;
-    let offsets = SourceOffsets::read(&survivor, to).context("where MirrorMaker keeps how far it is")?;
+    let name = topic::mirrored(from, &packets);
+    let own = topics.get(&packets).with_context(|| format!("there is no {packets}"))?;
+    if topics.contains_key(&name) {
+        return Ok(());
+    }
+    let spec = lost.topics().specs().into_iter().find(|spec| spec.name == packets);
+    // What differs in the source's own settings, MirrorMaker brings over.
+    let settings = spec.iter().flat_map(TopicSpec::config).collect();
+    let creation = Creation { name: &name, partitions: own.partitions, settings };
+    cluster.create(&[creation], own.replication_factor).await
+}
+
+fn restore(args: &RestoreArgs, survivor: &Connection, lost: &Connection, output: &mut Output) -> anyhow::Result<Exit> {
+    let (from, to) = (&args.from.name, &args.to.name);
+    let packets = lost.topics().packets;
+    let mirror = Reader::open(survivor, &topic::mirrored(to, &survivor.topics().packets))?;
+    let empty = Reader::open(lost, &packets).context("`relayctl topics apply` creates it")?;
+    await_stopped(survivor, to, WORKER_SESSION)?;
+    let offsets = SourceOffsets::read(survivor, to).context("where MirrorMaker keeps how far it is")?;
 
     let copy = Copy::plan(&mirror, &empty)?;
-    let mut partitions = if args.dry_run { copy.planned() } else { copy.carry_out(&lost, &packets)? };
+    let mut partitions = if args.dry_run { copy.planned() } else { copy.carry_out(lost, &packets)? };
     for partition in &mut partitions {
         partition.mirrored_until = offsets.mirrored(&packets).get(&partition.partition).copied();
     }
@@ -100,8 +129,8 @@ pub(crate) fn run(args: &RestoreArgs, base: &Connection, output: &mut Output) ->
             empty.ends()? == next,
             "somebody else writes to {packets} of {to}: stop its ingest, and see `relayctl mirror restore --help`"
         );
-        await_stopped(&survivor, to, Duration::ZERO)?;
-        written = offsets.reset(&survivor, &packets, &next)?;
+        await_stopped(survivor, to, Duration::ZERO)?;
+        written = offsets.reset(survivor, &packets, &next)?;
     }
     report(
         &Report {

@@ -206,6 +206,11 @@ async fn a_region_without_its_disks_gets_back_what_was_mirrored_and_what_it_take
     assert_eq!(again["partitions"][0]["already_there"], 39);
     assert_eq!(read(east, PACKETS), mirrored, "the same in every respect, once");
     assert_eq!(noted(west).2, br#"{"offset":38}"#);
+    assert_eq!(
+        read(east, "eu-west.code.packets.v1"),
+        [],
+        "there before its processor starts, lest its members learn of it one by one"
+    );
 
     // With the offsets of the topic that is no more, what comes first after the return is skipped. This is what the restoration prevents.
     let producer: FutureProducer = west.kafka_client().create().unwrap();

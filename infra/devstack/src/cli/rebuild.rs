@@ -184,6 +184,13 @@ fn show(args: &RebuildArgs, restored: &Value, found: &Value, drained: bool) -> a
         let field = |name: &str| lost[name].as_str().unwrap_or_default().to_owned();
         print(format_args!("{}: {} {}", field("what"), field("repo_id"), field("packet_id")))?;
     }
+    let named = found["shown"].as_array().map_or(0, Vec::len) as i64;
+    if total_of(&found["differences"]) > named {
+        print(format_args!(
+            "and {} more: `relayctl mirror verify --since 7d --receipts FILE -n COUNT`",
+            total_of(&found["differences"]) - named
+        ))?;
+    }
     if !drained {
         print("\nNot everything was mirrored and processed when they were compared: see `infra/dev status`")?;
     }
