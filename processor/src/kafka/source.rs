@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
 use rdkafka::statistics::Partition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use regex::Regex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -42,6 +43,8 @@ pub struct KafkaSource {
     /// One name per topic, shared by all its records.
     topics: HashMap<String, Arc<str>>,
     ledger: String,
+    /// The region's own topic, if it is a source.
+    leading: Option<String>,
     paused: bool,
     stop: CancellationToken,
 }
@@ -77,8 +80,9 @@ impl KafkaSource {
             config.create_with_context(context).map_err(|error| Fault::restart("creating the consumer", error))?;
         let sources: Vec<&str> = identity.sources.iter().map(String::as_str).collect();
         consumer.subscribe(&sources).map_err(|error| Fault::restart("subscribing", error))?;
+        let leading = Some(identity.topics.packets.clone()).filter(|packets| names(&identity.sources, packets));
         let (topics, ledger) = (HashMap::new(), identity.topics.ledger.clone());
-        Ok(Self { consumer, topics, ledger, paused: false, stop: identity.stop.clone() })
+        Ok(Self { consumer, topics, ledger, leading, paused: false, stop: identity.stop.clone() })
     }
 
     /// Most consumer errors pass by themselves; librdkafka reports them for information.
@@ -135,13 +139,39 @@ impl KafkaSource {
         Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
     }
 
-    /// Pauses or resumes the whole assignment. librdkafka remembers the flag of a partition that is revoked and assigned again later
-    /// (librdkafka#1849), so it is set anew at each assignment.
+    /// Pauses or resumes the whole assignment but for what is [withheld]. librdkafka remembers the flag of a partition that is revoked and
+    /// assigned again later (librdkafka#1849), so it is set anew at each assignment.
     fn apply_pause(&self) -> Result<(), Fault> {
-        let assignment = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
-        let applied = if self.paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) };
+        let all = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
+        let (mut read, mut held) = (TopicPartitionList::new(), TopicPartitionList::new());
+        let assigned = owned(&all);
+        let withheld = withheld(&assigned, self.leading.as_deref());
+        for source in &assigned {
+            let list = if self.paused || withheld.contains(source) { &mut held } else { &mut read };
+            list.add_partition(&source.topic, source.partition);
+        }
+        if !withheld.is_empty() {
+            info!(partitions = withheld.len(), "held back until their copies come to this worker, too");
+        }
+        let applied = self.consumer.resume(&read).and_then(|()| self.consumer.pause(&held));
         applied.map_err(|error| Fault::restart("pausing or resuming", error))
     }
+}
+
+/// Whether a subscription to `sources` takes `topic` in; those that begin with `^` are patterns.
+fn names(sources: &[String], topic: &str) -> bool {
+    let pattern = |source: &String| source.starts_with('^') && Regex::new(source).is_ok_and(|it| it.is_match(topic));
+    sources.iter().any(|source| source == topic || pattern(source))
+}
+
+/// Partitions that are not read yet. The members of a group learn of a new topic one after the other, and in between `range` gives the
+/// same partition of two topics to two of them, neither of whom would see what the other accepts. All know the region's own
+/// topic, so who has its partition may read the others', and nobody else.
+fn withheld(assigned: &[TopicPartition], leading: Option<&str>) -> BTreeSet<TopicPartition> {
+    let Some(leading) = leading else { return BTreeSet::new() };
+    let led: BTreeSet<i32> =
+        assigned.iter().filter(|source| &*source.topic == leading).map(|source| source.partition).collect();
+    assigned.iter().filter(|source| !led.contains(&source.partition)).cloned().collect()
 }
 
 impl Source for KafkaSource {
@@ -316,4 +346,26 @@ impl ConsumerContext for Context {
 
 fn owned(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
     partitions.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirrored_partition_is_read_by_whoever_has_the_regions_own() {
+        let source = |topic, partition| TopicPartition::new(topic, partition);
+        let assigned = [source("p.v1", 0), source("p.v1", 1), source("eu.p.v1", 1), source("eu.p.v1", 2)];
+        assert_eq!(withheld(&assigned, Some("p.v1")), BTreeSet::from([source("eu.p.v1", 2)]));
+        assert_eq!(withheld(&assigned[2..], Some("p.v1")).len(), 2);
+        assert_eq!(withheld(&assigned[2..], None), BTreeSet::new(), "nobody reads the region's own");
+    }
+
+    #[test]
+    fn a_subscription_names_topics_and_patterns() {
+        let sources = [r"^([^.]+\.)?code\.packets\.v1$".to_owned()];
+        assert!(names(&sources, "code.packets.v1") && !names(&sources, "code.packets.v2"));
+        let sources = ["code.packets.canary.v1".to_owned(), r"^eu-west\.code\.packets\.v1$".to_owned()];
+        assert!(names(&sources, "code.packets.canary.v1") && !names(&sources, "code.packets.v1"));
+    }
 }
