@@ -1,5 +1,6 @@
 //! What is done to the parts while they work: killed, restarted, paused, slowed down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,10 +9,13 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::audits::Audits;
+use crate::backlog::Backlog;
 use crate::pipeline::{Own, Pipeline};
 use crate::scenario::{Action, Fault, Target};
 use crate::timeline::Timeline;
 
+/// A processor that moves nothing for so long is not waited for.
+const STANDSTILL: Duration = Duration::from_secs(20);
 /// A slowed process is stopped once in this.
 const CYCLE: Duration = Duration::from_millis(100);
 
@@ -24,6 +28,7 @@ pub async fn inject(
     faults: &[Fault],
     pipeline: &Pipeline,
     audits: &Audits,
+    backlogs: &[Arc<Backlog>],
     started: Instant,
     timeline: &Timeline,
 ) -> Result<u64> {
@@ -31,7 +36,7 @@ pub async fn inject(
         sleep_until(started + fault.at.get()).await;
         let (name, target) = (name(fault.action), target(fault, pipeline));
         timeline.event(&format!("{name} of {target}"));
-        let done = inflict(fault, pipeline, audits).await;
+        let done = inflict(fault, pipeline, audits, backlogs).await;
         let exposed = done.with_context(|| format!("{name} of {target} failed"))?;
         timeline.event(&format!("{target} is back"));
         anyhow::Ok(exposed)
@@ -72,7 +77,7 @@ fn own<'a>(fault: &Fault, pipeline: &'a Pipeline) -> Result<&'a Own> {
     region.context("faults need a stack of one's own")
 }
 
-async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits) -> Result<u64> {
+async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits, backlogs: &[Arc<Backlog>]) -> Result<u64> {
     let own = own(fault, pipeline)?;
     match fault.target {
         Target::Ingest => act(fault, &*own.ingest.start()?).await?,
@@ -89,13 +94,32 @@ async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits) -> Result<
         Target::Region => {
             own.kill().await?;
             sleep(fault.duration.get()).await;
-            // It takes nothing meanwhile: what the others lack now was there alone.
+            // It takes nothing meanwhile: what the others lack when they have processed all that they have was there alone.
+            for (_, survivor) in backlogs.iter().enumerate().filter(|(region, _)| *region != fault.region) {
+                processed(survivor).await;
+            }
             let exposed = audits.exposed(fault.region);
             own.restart().await?;
             return Ok(exposed);
         }
     }
     Ok(0)
+}
+
+/// Waits until all that is in a region's topics now is processed there; while that moves.
+async fn processed(backlog: &Backlog) {
+    let (called, mut end) = (std::time::Instant::now(), None);
+    let mut moved = (Instant::now(), 0);
+    while moved.0.elapsed() < STANDSTILL {
+        sleep(CYCLE).await;
+        let Some(look) = backlog.latest().filter(|look| look.at > called) else { continue };
+        if look.committed >= *end.get_or_insert(look.written) {
+            return;
+        }
+        if look.committed > moved.1 {
+            moved = (Instant::now(), look.committed);
+        }
+    }
 }
 
 async fn act(fault: &Fault, process: &Process) -> Result<()> {

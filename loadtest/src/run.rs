@@ -341,12 +341,14 @@ impl Run<'_> {
         if faults.is_empty() || !self.pipeline.is_own() {
             return Ok(0);
         }
+        let (audits, backlogs) = (&parts.traffic.audits, &parts.backlogs);
+        let inject = faults::inject(faults, self.pipeline, audits, backlogs, started, timeline);
         let lift = async {
             self.stop.cancelled().await;
             faults::lift(faults, self.pipeline).await
         };
         tokio::select! {
-            exposed = faults::inject(faults, self.pipeline, &parts.traffic.audits, started, timeline) => exposed,
+            exposed = inject => exposed,
             lifted = lift => lifted.map(|()| 0),
         }
     }
