@@ -29,7 +29,7 @@ pub enum Arrival {
 /// The audits of all regions. With one region only, it takes no more than that one's.
 #[derive(Debug)]
 pub struct Audits {
-    audits: Vec<Arc<Audit>>,
+    each: Vec<Arc<Audit>>,
     /// Of each packet the region that it was sent to last, and when that was acknowledged first, if it was. Empty with one region.
     homes: Box<[AtomicU32]>,
     since: Instant,
@@ -43,12 +43,12 @@ impl Audits {
     pub fn new(audits: Vec<Arc<Audit>>, packets: u64) -> Self {
         assert!((1..=1 << REGION_BITS).contains(&audits.len()), "{} regions", audits.len());
         let homes = if audits.len() > 1 { packets } else { 0 };
-        Self { audits, homes: (0..homes).map(|_| AtomicU32::new(0)).collect(), since: Instant::now() }
+        Self { each: audits, homes: (0..homes).map(|_| AtomicU32::new(0)).collect(), since: Instant::now() }
     }
 
     /// Each region's.
     pub fn each(&self) -> &[Arc<Audit>] {
-        &self.audits
+        &self.each
     }
 
     /// As [`Audit::sent`], on a stream to `region`.
@@ -56,7 +56,7 @@ impl Audits {
     /// # Panics
     /// If there is no such packet.
     pub fn sent(&self, n: u64, stream: u16, region: usize) {
-        for audit in &self.audits {
+        for audit in &self.each {
             audit.sent(n, stream);
         }
         if let Some(home) = self.homes.get(n as usize) {
@@ -76,7 +76,7 @@ impl Audits {
             let first = |home: u32| (home >> REGION_BITS == 0).then_some(ticks << REGION_BITS | region as u32);
             let _ = home.fetch_update(Relaxed, Relaxed, first);
         }
-        for audit in &self.audits {
+        for audit in &self.each {
             audit.acknowledged(n, committed);
         }
     }
@@ -86,7 +86,7 @@ impl Audits {
     /// # Panics
     /// If there is no such packet.
     pub fn is_acknowledged(&self, n: u64) -> bool {
-        self.audits[0].is_acknowledged(n)
+        self.each[0].is_acknowledged(n)
     }
 
     /// What it is that packet `n` came into the deduped topic of `region` at `at`.
@@ -104,7 +104,7 @@ impl Audits {
     pub fn exposed(&self, region: usize) -> u64 {
         let exposed = |n: &usize| {
             let home = self.homes[*n].load(Relaxed);
-            let others = || self.audits.iter().enumerate().filter(|(other, _)| *other != region);
+            let others = || self.each.iter().enumerate().filter(|(other, _)| *other != region);
             home & REGION == region as u32
                 && home >> REGION_BITS > 0
                 && !others().any(|(_, audit)| audit.is_published(*n as u64))
@@ -114,12 +114,12 @@ impl Audits {
 
     /// Packets that were acknowledged and that some region has not published yet, each counted once for each such region.
     pub fn unpublished(&self) -> u64 {
-        self.audits.iter().map(|audit| audit.unpublished()).sum()
+        self.each.iter().map(|audit| audit.unpublished()).sum()
     }
 
     /// All of them together, the findings with the region's name before them; and each by its region's name, where there are several.
     pub fn finish(&self, names: &[String]) -> (summary::Audit, BTreeMap<String, summary::Audit>) {
-        let each: Vec<_> = self.audits.iter().map(|audit| audit.finish()).collect();
+        let each: Vec<_> = self.each.iter().map(|audit| audit.finish()).collect();
         if let [only] = each.as_slice() {
             return (only.clone(), BTreeMap::new());
         }

@@ -65,7 +65,7 @@ pub struct DeploymentArgs {
     #[arg(long, default_value = GROUP)]
     group: String,
     /// The regions of a deployment that has several. Each is reached by the variables with its name behind, as `infra/dev up --regions
-    /// 2` writes them: INGEST_ENDPOINT_US_EAST, KAFKA_BOOTSTRAP_US_EAST, CQL_CONTACT_US_EAST, …
+    /// 2` writes them: `INGEST_ENDPOINT_US_EAST`, `KAFKA_BOOTSTRAP_US_EAST`, `CQL_CONTACT_US_EAST`, …
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     region: Vec<String>,
     /// Report CPU and memory of a process of that deployment (repeatable).

@@ -35,7 +35,7 @@ impl Devstack {
     pub async fn start(bin: Option<&Path>) -> Result<Self> {
         let (ingest, processor) = programs(bin)?;
         let stack = Stack::builder().brokers(1).cql(true).commit_log(CommitLog::Periodic).start().await?;
-        let servers = Arc::new(Servers::Stack(stack));
+        let servers = Arc::new(Servers::Stack(Box::new(stack)));
         Ok(Self { servers, supervisor: None, ingest, processor, runs: AtomicU64::new(0) })
     }
 
@@ -53,7 +53,7 @@ impl Devstack {
         // A store of one node that is killed has nobody to get back from what its disk has not.
         let commit_log = if hits(Target::Region) { CommitLog::Synced } else { CommitLog::Periodic };
         let each = Stack::builder().brokers(1).cql(true).commit_log(commit_log).linked(cuts);
-        let servers = Arc::new(Servers::Regions(Regions::start(each).await?));
+        let servers = Arc::new(Servers::Regions(Box::new(Regions::start(each).await?)));
         let supervised = servers.clone();
         let supervisor = tokio::spawn(async move {
             let Some(mirror) = supervised.mirror() else { return };

@@ -49,8 +49,8 @@ pub struct Own {
 /// Kafka and Cassandra, once or in each of two regions.
 #[derive(Debug)]
 pub(crate) enum Servers {
-    Stack(Stack),
-    Regions(Regions),
+    Stack(Box<Stack>),
+    Regions(Box<Regions>),
 }
 
 impl Servers {

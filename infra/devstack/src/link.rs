@@ -111,37 +111,37 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_swallows_silently_and_what_was_under_way_arrives_when_it_is_healed() {
-        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let link = Link::to(server.local_addr().unwrap().port()).await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let link = Link::to(listener.local_addr().unwrap().port()).await.unwrap();
         let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, link.port())).await.unwrap();
-        let (mut served, _) = server.accept().await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
         let mut heard = [0; 3];
         client.write_all(b"one").await.unwrap();
-        served.read_exact(&mut heard).await.unwrap();
+        stream.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"one");
 
         link.cut();
         client.write_all(b"two").await.unwrap();
         let mut late = TcpStream::connect((Ipv4Addr::LOCALHOST, link.port())).await.unwrap();
         late.write_all(b"new").await.unwrap();
-        let silence = timeout(Duration::from_millis(200), served.read_exact(&mut heard)).await;
+        let silence = timeout(Duration::from_millis(200), stream.read_exact(&mut heard)).await;
         assert!(silence.is_err(), "the cut let {heard:?} through");
 
         link.heal();
-        served.read_exact(&mut heard).await.unwrap();
+        stream.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"two");
-        let (mut served, _) = server.accept().await.unwrap();
-        served.read_exact(&mut heard).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"new");
     }
 
     #[tokio::test]
     async fn a_side_that_leaves_ends_the_other() {
-        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let link = Link::to(server.local_addr().unwrap().port()).await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let link = Link::to(listener.local_addr().unwrap().port()).await.unwrap();
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, link.port())).await.unwrap();
-        let (mut served, _) = server.accept().await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
         drop(client);
-        assert_eq!(served.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
     }
 }
