@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long this region's brokers may take to say where a partition ends.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What was not believed of a partition is not looked into again for so long: it is told a hundred times a second.
+/// What was not believed of a partition is not looked into again for so long: it is told dozens of times a second.
 const DISBELIEF: Duration = Duration::from_secs(1);
 
 /// Follows the other region on a thread of its own until the guard is dropped. `producer` says what exists in this one.

@@ -151,7 +151,12 @@ impl KafkaSource {
             list.add_partition(&source.topic, source.partition);
         }
         if !withheld.is_empty() {
-            info!(partitions = withheld.len(), "held back until their copies come to this worker, too");
+            // For a moment where a topic is new; for good where the region's own topic does not exist.
+            let (partitions, own) = (withheld.len(), &self.leading);
+            warn!(
+                partitions,
+                own, "mirrored partitions are not read while this worker has not the same of the region's own topic"
+            );
         }
         let applied = self.consumer.resume(&read).and_then(|()| self.consumer.pause(&held));
         applied.map_err(|error| Fault::restart("pausing or resuming", error))
