@@ -269,10 +269,17 @@ impl RunArgs {
         drop(progress);
         let limits = limits.into_iter().map(|rate| (rate.name, rate.per_second)).collect();
         let summary = Run { name, scenario, pipeline: &pipeline, limits: &limits, out: &out, stop }.execute().await;
-        for note in pipeline.close().await {
+        let failed = match &summary {
+            Ok(summary) => matches!(summary.verdict, Verdict::Missed | Verdict::Invalid),
+            Err(_) => true,
+        };
+        for note in if failed { pipeline.stop().await } else { pipeline.close().await } {
             eprintln!("{name}: {note}");
         }
         if let Some(devstack) = devstack {
+            if failed {
+                eprintln!("{name}: every process's log and data are kept for an hour in {}", devstack.keep().display());
+            }
             devstack.stop().await?;
         }
         let summary = summary?;

@@ -154,6 +154,20 @@ impl Devstack {
         Ok(Region { name: stack.region().map(str::to_owned), endpoints, own: Some(own) })
     }
 
+    /// Leaves every process's data and log for an hour after its end, to be looked at. The folder.
+    pub fn keep(&self) -> &Path {
+        match &*self.servers {
+            Servers::Stack(stack) => {
+                stack.keep();
+                stack.dir()
+            }
+            Servers::Regions(regions) => {
+                regions.keep();
+                regions.dir()
+            }
+        }
+    }
+
     /// Ends every node.
     ///
     /// # Errors

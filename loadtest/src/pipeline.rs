@@ -139,16 +139,24 @@ impl Pipeline {
         self.regions[0].own.is_some()
     }
 
-    /// Stops services of its own in good order and removes topics and keyspace. Whatever is amiss is told in the answer.
-    pub async fn close(&self) -> Vec<String> {
+    /// Stops services of its own in good order. Whatever is amiss is told in the answer.
+    pub async fn stop(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        for region in &self.regions {
-            let Some(own) = &region.own else { continue };
+        for own in self.regions.iter().filter_map(|region| region.own.as_ref()) {
             for service in [&own.ingest, &own.processor] {
                 if let Err(error) = service.stop().await {
                     notes.push(format!("{error:#}"));
                 }
             }
+        }
+        notes
+    }
+
+    /// The same, and removes topics and keyspace.
+    pub async fn close(&self) -> Vec<String> {
+        let mut notes = self.stop().await;
+        for region in &self.regions {
+            let Some(own) = &region.own else { continue };
             // Mirrored topics would be made anew by the mirror; their brokers serve one run only.
             if own.servers.mirror().is_some() {
                 continue;

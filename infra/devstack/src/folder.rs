@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -13,11 +14,12 @@ use crate::jars;
 /// For how long after a stack's start its logs can be read once it has ended.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// A stack's folder. A temporary one goes with the stack, unless a test failed: then its logs are what one wants to read.
+/// A stack's folder. A temporary one goes with the stack, unless a test failed or it was told to stay: then its logs are what one wants to
+/// read.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    temporary: bool,
+    temporary: AtomicBool,
     /// Says to a later [`sweep`] that the stack lives.
     _lock: Option<Flock<File>>,
 }
@@ -26,7 +28,7 @@ impl Folder {
     /// The folder at `path`, which stays.
     pub(crate) fn at(path: PathBuf) -> Result<Self> {
         fs::create_dir_all(&path).map_err(Error::io(&path))?;
-        Ok(Self { path, temporary: false, _lock: None })
+        Ok(Self { path, temporary: AtomicBool::new(false), _lock: None })
     }
 
     /// A new folder below the system's temporary one. Takes the occasion to remove those that stacks of killed
@@ -37,17 +39,22 @@ impl Folder {
         sweep(&parent);
         let folder = tempfile::Builder::new().prefix("stack-").tempdir_in(&parent).map_err(Error::io(&parent))?;
         let lock = jars::lock(&folder.path().join("lock"))?;
-        Ok(Self { path: folder.keep(), temporary: true, _lock: Some(lock) })
+        Ok(Self { path: folder.keep(), temporary: AtomicBool::new(true), _lock: Some(lock) })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves the folder when the stack ends, until a [`sweep`] takes it an hour after its start.
+    pub(crate) fn keep(&self) {
+        self.temporary.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.temporary {
+        if !*self.temporary.get_mut() {
             return;
         }
         if std::thread::panicking() {

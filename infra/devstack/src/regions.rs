@@ -1,5 +1,7 @@
 //! Two regions that mirror each other: a stack each, and the `MirrorMaker` between them.
 
+use std::path::Path;
+
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
 
 use crate::direction::Cluster;
@@ -35,7 +37,7 @@ pub struct Regions {
     mirror: MirrorMaker,
     stacks: Vec<Stack>,
     // Last: files are removed after the processes that write them are killed.
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Regions {
@@ -66,7 +68,17 @@ impl Regions {
         let jars = jars.map_err(|error| Error::io("mvn")(error.into()))??;
         let mirror = MirrorMaker::launch(&jars, folder.path(), clusters, stacks[0].replicas())?;
         mirror.process().ready_observed(&observer).await?;
-        Ok(Self { mirror, stacks, _folder: folder })
+        Ok(Self { mirror, stacks, folder })
+    }
+
+    /// The folder in which each region and the mirror have their own.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Leaves a temporary folder when the regions end, as [`Stack::keep`] does.
+    pub fn keep(&self) {
+        self.folder.keep();
     }
 
     /// The stacks in the order of [`REGIONS`].

@@ -289,6 +289,11 @@ impl Stack {
         self.folder.path()
     }
 
+    /// Leaves a temporary folder when the stack ends: for an hour since its start, every node's data and log can be looked at.
+    pub fn keep(&self) {
+        self.folder.keep();
+    }
+
     /// Ends every node in good order: the brokers, then Cassandra.
     /// A node that does not leave within `grace` is killed.
     ///
