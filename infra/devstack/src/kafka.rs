@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::folder::remove;
 use crate::jars;
 use crate::launch::Launch;
-use crate::link::Link;
+use crate::link::{Link, Rules};
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
 use crate::readiness::Probe;
@@ -59,12 +59,12 @@ impl Cluster {
     }
 
     /// Puts a link before every node, for those who ask [`linked_servers`](Self::linked_servers): brokers tell each client to come back
-    /// the way it came.
-    pub(crate) async fn link(&mut self) -> Result<Vec<Link>> {
+    /// the way it came. Their requests are subject to `rules`.
+    pub(crate) async fn link(&mut self, rules: &Rules) -> Result<Vec<Link>> {
         let mut links = Vec::new();
         for listener in &mut self.listeners {
             let port = free_port().map_err(Error::io("127.0.0.1"))?;
-            let link = Link::to(port).await?;
+            let link = Link::to(port, rules).await?;
             listener.linked = Some((port, link.port()));
             links.push(link);
         }

@@ -51,6 +51,7 @@ pub use error::{Error, Result};
 pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use launch::Launch;
+pub use link::{Action, Api, Interception, Rule};
 pub use mirrormaker::MirrorMaker;
 pub use ports::{free_port, preferred_port};
 pub use process::{Process, tail};

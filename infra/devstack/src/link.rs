@@ -2,11 +2,10 @@
 //!
 //! A cut swallows what is sent, as a dead line does: connections stay open and nobody is told. Once it is healed, what was under way
 //! arrives, late. Kafka's clients give up connections that are silent for long and open others; these wait likewise.
+//! Single requests are mistreated by [`Rule`]s.
 
 use std::net::Ipv4Addr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -14,8 +13,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::error::{Error, Result};
 use crate::ports::free_port;
 
-/// What one read takes at most.
-const CHUNK: usize = 64 << 10;
+mod connection;
+mod frames;
+mod rule;
+
+use connection::carry;
+pub(crate) use rule::Rules;
+pub use rule::{Action, Api, Interception, Rule};
 
 /// A proxy before one port of this machine. Dropping it resets every connection through it.
 #[derive(Debug)]
@@ -26,17 +30,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Begins to take connections for `target`, where nothing needs to listen yet.
+    /// Begins to take connections for `target`, where nothing needs to listen yet. Kafka clients' requests are subject to `rules`.
     ///
     /// # Errors
     /// If no port is free.
-    pub(crate) async fn to(target: u16) -> Result<Self> {
+    pub(crate) async fn to(target: u16, rules: &Rules) -> Result<Self> {
         let bind = async {
             let port = free_port()?;
             Ok((port, TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?))
         };
         let (port, listener) = bind.await.map_err(Error::io("127.0.0.1"))?;
         let (whole, state) = watch::channel(true);
+        let rules = rules.clone();
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -44,7 +49,7 @@ impl Link {
                     accepted = listener.accept() => {
                         // One that was reset before it was taken is no loss.
                         let Ok((client, _)) = accepted else { continue };
-                        connections.spawn(carry(client, target, state.clone()));
+                        connections.spawn(open(client, target, state.clone(), rules.clone()));
                     }
                     Some(_) = connections.join_next() => {}
                 }
@@ -75,36 +80,20 @@ impl Drop for Link {
     }
 }
 
-/// Carries bytes both ways until either side is done.
-async fn carry(client: TcpStream, target: u16, mut whole: watch::Receiver<bool>) {
+/// Connects a client with the target, once the link is whole.
+async fn open(client: TcpStream, target: u16, mut whole: watch::Receiver<bool>, rules: Rules) {
     if whole.wait_for(|whole| *whole).await.is_err() {
         return;
     }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else { return };
-    // Without it the proxy would add Nagle's delay; a socket that has gone says so when it is read.
-    let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::select! {
-        () = copy(from_client, to_server, whole.clone()) => {}
-        () = copy(from_server, to_client, whole) => {}
-    }
-}
-
-/// Copies until one end has closed or the link is gone.
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut whole: watch::Receiver<bool>) {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut chunk).await else { return };
-        if whole.wait_for(|whole| *whole).await.is_err() || to.write_all(&chunk[..read]).await.is_err() {
-            return;
-        }
-    }
+    carry(client, server, whole, rules).await;
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
     use super::*;
@@ -112,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn a_cut_swallows_silently_and_what_was_under_way_arrives_when_it_is_healed() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let link = Link::to(listener.local_addr().unwrap().port()).await.unwrap();
+        let link = Link::to(listener.local_addr().unwrap().port(), &Rules::default()).await.unwrap();
         let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, link.port())).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut heard = [0; 3];
@@ -138,7 +127,7 @@ mod tests {
     #[tokio::test]
     async fn a_side_that_leaves_ends_the_other() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let link = Link::to(listener.local_addr().unwrap().port()).await.unwrap();
+        let link = Link::to(listener.local_addr().unwrap().port(), &Rules::default()).await.unwrap();
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, link.port())).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         drop(client);

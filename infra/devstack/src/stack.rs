@@ -12,12 +12,14 @@ use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
-use crate::link::Link;
+use crate::link::{Link, Rules};
 use crate::process::Process;
 use crate::progress::Observer;
 use crate::readiness::{cql_session, quiet_client};
 use crate::security::{Credentials, Security};
 use crate::{cassandra, kafka};
+
+mod links;
 
 /// Between the ports of one region and those of the next, where particular ones are preferred.
 pub const PORTS_A_REGION: u16 = 100;
@@ -81,7 +83,8 @@ impl Builder {
         self
     }
 
-    /// Whether there is a second way to the brokers that can be [cut](Stack::cut), in plain text. Default: no.
+    /// Whether there is a second way to the brokers that can be [cut](Stack::cut) and on which requests can be
+    /// [intercepted](Stack::intercept), in plain text. Default: no.
     #[must_use]
     pub fn linked(mut self, linked: bool) -> Self {
         self.linked = linked;
@@ -105,7 +108,8 @@ impl Builder {
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
         let mut cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
-        let links = if self.linked { cluster.link().await? } else { Vec::new() };
+        let rules = Rules::default();
+        let links = if self.linked { cluster.link(&rules).await? } else { Vec::new() };
         let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
         let node = cassandra_jars.map(node).transpose()?;
 
@@ -113,7 +117,7 @@ impl Builder {
         let cql = node.as_ref().map(|node| node.launch(folder.path(), &prefix)).transpose()?;
         let brokers = cluster.launch(folder.path(), &prefix)?;
         let credentials = security.map(|security| security.credentials);
-        let stack = Stack { region: self.region, brokers, cql, cluster, links, node, credentials, folder };
+        let stack = Stack { region: self.region, brokers, cql, cluster, links, rules, node, credentials, folder };
         stack.ready(&self.observer).await?;
         Ok(stack)
     }
@@ -174,6 +178,7 @@ pub struct Stack {
     cql: Option<Process>,
     cluster: kafka::Cluster,
     links: Vec<Link>,
+    rules: Rules,
     node: Option<cassandra::Node>,
     credentials: Option<Credentials>,
     // Last: files are removed after the processes that write them are killed.
@@ -211,21 +216,6 @@ impl Stack {
     /// `host:port` of every broker, comma-separated.
     pub fn bootstrap_servers(&self) -> String {
         self.cluster.bootstrap_servers()
-    }
-
-    /// The same by the way that can be [cut](Self::cut), if the stack was built [`linked`](Builder::linked); else the only way there is.
-    pub fn linked_servers(&self) -> String {
-        self.cluster.linked_servers().unwrap_or_else(|| self.bootstrap_servers())
-    }
-
-    /// Cuts the way of [`linked_servers`](Self::linked_servers): connections stay open and nothing comes through.
-    pub fn cut(&self) {
-        self.links.iter().for_each(Link::cut);
-    }
-
-    /// Heals it. What was under way arrives late.
-    pub fn heal(&self) {
-        self.links.iter().for_each(Link::heal);
     }
 
     /// `host:port` of Cassandra's native transport.
