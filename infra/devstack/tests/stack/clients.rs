@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use coderelay_devstack::Stack;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer, ThreadedProducer};
 use rdkafka::topic_partition_list::Offset;
 use rdkafka::{Message, TopicPartitionList};
 use scylla::client::session_builder::SessionBuilder;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A producer that wants every in-sync replica's acknowledgement, and gives up after `timeout`.
 pub(crate) fn producer(stack: &Stack, timeout: Duration) -> FutureProducer {
@@ -32,7 +32,24 @@ pub(crate) async fn produce_within(stack: &Stack, topic: &str, value: &str, time
     producer(stack, timeout).send(record, timeout).await.is_ok()
 }
 
-/// Reads the first `count` records of partition 0.
+/// A producer of transactions that comes over the link.
+pub(crate) fn transactional(stack: &Stack) -> ThreadedProducer<DefaultProducerContext> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", stack.linked_servers()).set("transactional.id", "test");
+    let producer: ThreadedProducer<_> = config.create().unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    producer
+}
+
+/// Begins a transaction and writes `value` to partition 0 in it.
+pub(crate) fn begin(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, value: &str) {
+    producer.begin_transaction().unwrap();
+    let record = BaseRecord::<(), _>::to(topic).partition(0).payload(value);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// Reads the first `count` committed records of partition 0.
 pub(crate) async fn consume(stack: &Stack, topic: &str, count: usize) -> Vec<String> {
     let (servers, topic) = (stack.bootstrap_servers(), topic.to_owned());
     let read = move || {

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod clients;
+mod interception;
 mod keep;
 mod nodes;
 mod quorum;
