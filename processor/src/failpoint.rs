@@ -1,5 +1,19 @@
 //! Named places in the cycle at which a test may crash or delay the process. A build without the feature `failpoints` contains none.
 
+/// The places, in the order in which a cycle comes by; `after-publish` is passed once for every record that is published.
+pub const EDGES: [&str; 10] = [
+    "during-replay",
+    "after-poll",
+    "after-store",
+    "before-begin",
+    "after-begin",
+    "after-publish",
+    "before-send-offsets",
+    "before-commit",
+    "before-end-txn",
+    "after-commit",
+];
+
 /// Arms what the environment variable `FAILPOINTS` asks for until the result is dropped.
 #[cfg(feature = "failpoints")]
 pub(crate) fn arm() -> fail::FailScenario<'static> {
@@ -16,6 +30,7 @@ pub(crate) fn hit(name: &str) {
         tracing::warn!(name, "failpoint: aborting the process");
         std::process::abort();
     }
+    debug_assert!(EDGES.contains(&name), "{name} is not listed");
     fail::fail_point!(name, |_| crash(name));
 }
 

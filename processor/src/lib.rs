@@ -15,8 +15,8 @@ pub mod pace;
 pub mod ports;
 pub mod record;
 pub mod worker;
+pub mod failpoint;
 
-mod failpoint;
 mod trace;
 
 use std::sync::Arc;

@@ -134,7 +134,9 @@ impl Transaction for KafkaTransaction {
     }
 
     fn publish(&mut self, record: &Record) -> Result<(), Fault> {
-        self.send(copy(record, &self.topics.deduped, owned(&record.headers)))
+        self.send(copy(record, &self.topics.deduped, owned(&record.headers)))?;
+        failpoint::hit("after-publish");
+        Ok(())
     }
 
     fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {

@@ -41,6 +41,11 @@ async fn a_crash_after_begin_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_two_records_that_are_published_loses_nothing() {
+    crash_at("after-publish").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_before_the_offsets_are_sent_loses_nothing() {
     crash_at("before-send-offsets").await;
 }
