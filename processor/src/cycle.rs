@@ -25,18 +25,19 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use coderelay_runtime::flaw::{self, Flaw};
+use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::validate::PacketLimits;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, BatchLimits, Fate, Plan};
 use crate::decode::Row;
 use crate::dedup::Memory;
-use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::pace::{Pace, StoreSample};
-use crate::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, Transaction, Unavailable};
+use crate::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, Transaction, Unavailable, World};
 use crate::record::{Record, TopicPartition};
-use crate::trace;
+use crate::{failpoint, trace};
 
 /// How long a poll waits when nothing is there: how soon a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
@@ -91,20 +92,6 @@ pub struct Cycle<S, L, K, T, C> {
     /// The committed offsets at assignment: nothing below them may be read.
     floors: BTreeMap<TopicPartition, i64>,
     stopped: Box<dyn Fn() -> bool>,
-}
-
-/// The world of a cycle, handed over at its start.
-pub struct World<S, L, K, T, C> {
-    /// Where records come from.
-    pub source: S,
-    /// Where committed entries are read.
-    pub ledger: L,
-    /// Where rows go.
-    pub store: K,
-    /// Where everything else goes.
-    pub transaction: T,
-    /// The time.
-    pub clock: C,
 }
 
 impl<S, L, K, T, C> Cycle<S, L, K, T, C>
@@ -166,6 +153,10 @@ where
                 return Ok(0);
             };
             let plan = self.classify()?;
+            if flaw::is(Flaw::OffsetsBeforeStore) {
+                let committed = self.commit(&plan, &membership)?;
+                return self.write(plan).map(|_| committed).map_err(|error| Fault::restart("writing rows", error));
+            }
             match self.write(plan) {
                 Ok(plan) => return self.commit(&plan, &membership),
                 Err(unavailable) => self.wait_for_store(&unavailable)?,
@@ -260,9 +251,21 @@ where
             return Ok(());
         }
         let started = self.clock.now();
+        let reversed = flaw::is(Flaw::ReplayBeforeOffsets);
+        if reversed {
+            self.replay(started)?;
+        }
         let committed = self.source.stable_offsets(&self.unreplayed)?;
         self.floors.extend(committed);
         failpoint::hit("during-replay");
+        if !(reversed || flaw::is(Flaw::NoReplay)) {
+            self.replay(started)?;
+        }
+        self.unreplayed.clear();
+        Ok(())
+    }
+
+    fn replay(&mut self, started: Instant) -> Result<(), Fault> {
         let from: BTreeMap<i32, Option<i64>> =
             self.unreplayed.iter().map(|tp| (tp.partition, self.memory.replayed_to(tp.partition))).collect();
         let since = self.clock.wall().checked_sub(self.limits.window + CLOCK_SKEW).unwrap_or(UNIX_EPOCH);
@@ -277,7 +280,6 @@ where
         let took = self.clock.now().saturating_duration_since(started);
         self.metrics.ledger_replayed(entries, took);
         info!(partitions = from.len(), entries, ?took, "replayed the ledger of assigned partitions");
-        self.unreplayed.clear();
         Ok(())
     }
 
@@ -350,6 +352,9 @@ where
     fn commit(&mut self, plan: &Plan, membership: &S::Membership) -> Result<usize, Fault> {
         let started = self.clock.now();
         let entries = plan.entries(&self.batch);
+        if flaw::is(Flaw::RememberBeforeCommit) {
+            self.remember(&entries);
+        }
 
         failpoint::hit("before-begin");
         self.transaction.begin()?;
@@ -369,15 +374,25 @@ where
         failpoint::hit("before-send-offsets");
         self.transaction.send_offsets(&self.batch.next_offsets(), membership)?;
         failpoint::hit("before-commit");
-        self.transaction.commit()?;
+        let committed = self.transaction.commit();
+        #[cfg(feature = "flaws")]
+        if committed.is_err() && flaw::is(Flaw::ReuseProducer) {
+            self.transaction.reuse()?;
+            return self.commit(plan, membership);
+        }
+        committed?;
         failpoint::hit("after-commit");
 
-        for (source, entries) in &entries {
-            self.memory.publish(source.partition, &source.topic, entries);
-        }
+        self.remember(&entries);
         let now = self.clock.now();
         self.metrics.committed(plan.fates(), now.saturating_duration_since(started));
         self.metrics.processed(self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun)));
         Ok(self.batch.len())
+    }
+
+    fn remember(&self, entries: &BTreeMap<&TopicPartition, Vec<Entry>>) {
+        for (source, entries) in entries {
+            self.memory.publish(source.partition, &source.topic, entries);
+        }
     }
 }

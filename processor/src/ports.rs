@@ -45,6 +45,20 @@ pub enum Polled {
     Nothing,
 }
 
+/// The world of a cycle, handed over at its start.
+pub struct World<S, L, K, T, C> {
+    /// Where records come from.
+    pub source: S,
+    /// Where committed entries are read.
+    pub ledger: L,
+    /// Where rows go.
+    pub store: K,
+    /// Where everything else goes.
+    pub transaction: T,
+    /// The time.
+    pub clock: C,
+}
+
 /// A member of the consumer group.
 pub trait Source {
     /// Proof of membership in one generation of the group.
@@ -177,6 +191,14 @@ pub trait Transaction {
     /// # Errors
     /// See [`Transaction::begin`]. An error does not mean that nothing was committed.
     fn commit(&mut self) -> Result<(), Fault>;
+
+    /// Makes ready for the next transaction after a commit that failed, whatever became of that: what
+    /// [`Flaw::ReuseProducer`](coderelay_runtime::flaw::Flaw::ReuseProducer) does.
+    ///
+    /// # Errors
+    /// When the client refuses to go on.
+    #[cfg(feature = "flaws")]
+    fn reuse(&mut self) -> Result<(), Fault>;
 }
 
 /// The time, and waiting for it.

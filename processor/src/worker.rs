@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cql::{CqlStore, Inserter};
-use crate::cycle::{Cycle, CycleLimits, World};
+use crate::cycle::{Cycle, CycleLimits};
 use crate::dedup::Memory;
 use crate::kafka::{Identity, KafkaLedger, KafkaSource, KafkaTransaction};
 use crate::metrics::Metrics;
 use crate::pace::{Pace, PaceLimits};
-use crate::ports::{Fault, SystemClock};
+use crate::ports::{Fault, SystemClock, World};
 
 /// Everything a worker shares with its siblings.
 pub struct Shared {

@@ -63,6 +63,11 @@ impl Service {
             Some(Command::Run(own)) => arguments.config.then(&own),
             None => arguments.config,
         };
+        #[cfg(feature = "flaws")]
+        if let Err(mistake) = crate::flaw::chosen() {
+            eprintln!("{}: {mistake}", self.name);
+            return ExitCode::from(EX_CONFIG);
+        }
         let config: C = match config::load(&cli.sources()) {
             Ok(config) => config,
             Err(mistakes) => {
@@ -92,6 +97,10 @@ impl Service {
             let telemetry = telemetry::init(config.telemetry(), self.name, self.version)?;
             let shutdown = lifecycle::shutdown_signal()?;
             tracing::info!(version = self.version, "starting");
+            #[cfg(feature = "flaws")]
+            if let Ok(Some(flaw)) = crate::flaw::chosen() {
+                tracing::warn!(%flaw, "making a mistake, as was asked for");
+            }
             let outcome = lifecycle::run_until(run(config, shutdown.clone()), &shutdown, grace).await;
             let outcome = outcome.unwrap_or_else(|expired| Err(expired.into()));
             match &outcome {

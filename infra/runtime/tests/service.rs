@@ -79,11 +79,13 @@ fn main() -> ExitCode {
     if std::env::var_os(ROLE).is_some() {
         return Service { name: "waiter", version: "1.2.3", about: "Waits" }.main(run);
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: &[(&str, fn())] = &[
         ("config_check_names_the_mistakes_and_exits_with_78", config_check_names_the_mistakes_and_exits_with_78),
         ("config_show_says_where_values_come_from", config_show_says_where_values_come_from),
         ("docs_version_and_help_are_printed", docs_version_and_help_are_printed),
         ("a_wrong_configuration_does_not_start", a_wrong_configuration_does_not_start),
+        #[cfg(feature = "flaws")]
+        ("an_unknown_flaw_does_not_start", an_unknown_flaw_does_not_start),
         ("sigterm_ends_it_cleanly", sigterm_ends_it_cleanly),
         ("a_second_signal_forces_it_out", a_second_signal_forces_it_out),
         ("the_grace_period_has_an_end", the_grace_period_has_an_end),
@@ -191,6 +193,15 @@ fn docs_version_and_help_are_printed() {
 fn a_wrong_configuration_does_not_start() {
     let (code, _, err) = output(&["run", "--set", "linger=soon"]);
     assert!(code == 78 && err.starts_with("waiter: 1 mistake in the configuration:\n"), "{code} {err}");
+}
+
+/// A misspelt flaw would pass for one that no checker finds.
+#[cfg(feature = "flaws")]
+fn an_unknown_flaw_does_not_start() {
+    let ended = service(&[]).env("CODERELAY_FLAW", "no-reply").output().unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(78), "{err}");
+    assert!(err.starts_with("waiter: unknown variant `no-reply`, expected one of `ack-before-kafka`, "), "{err}");
 }
 
 fn sigterm_ends_it_cleanly() {

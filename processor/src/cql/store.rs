@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 use bytes::Bytes;
+use coderelay_runtime::flaw::{self, Flaw};
 use coderelay_schemas::cql;
 use coderelay_schemas::packet_id::PacketId;
 use futures::stream::{self, StreamExt};
@@ -279,8 +280,17 @@ fn values(row: &Row) -> Values<'_> {
         CqlTimestamp(row.ingested_at_ms),
         // A null would be a tombstone.
         row.region.as_deref().map_or(MaybeUnset::Unset, MaybeUnset::Set),
-        row.ingested_at_ms.saturating_mul(1000),
+        written_at_ms(row).saturating_mul(1000),
     )
+}
+
+/// The write timestamp of a row, in milliseconds since the Unix epoch.
+fn written_at_ms(row: &Row) -> i64 {
+    if flaw::is(Flaw::WrongWriteTime) { since_epoch_ms(SystemTime::now()) } else { row.ingested_at_ms }
+}
+
+fn since_epoch_ms(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 /// A row that no packet can have: of the epoch's day, with a name that is no repository's.
@@ -292,7 +302,7 @@ fn probe_row(now: SystemTime) -> Row {
         content: Bytes::from_static(&[0x1f, 0x8b]),
         metadata: BTreeMap::new(),
         created_at_ms: 0,
-        ingested_at_ms: now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64),
+        ingested_at_ms: since_epoch_ms(now),
         region: None,
     }
 }

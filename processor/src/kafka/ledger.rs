@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coderelay_runtime::flaw::{self, Flaw};
 use coderelay_runtime::kafka::context;
 use coderelay_schemas::ledger::{self, Entry, LedgerError};
 use rdkafka::client::ClientContext;
@@ -61,7 +62,7 @@ impl KafkaLedger {
         let deadline = Instant::now() + self.identity.transaction_timeout + STALLED_AFTER;
         loop {
             let (low, stable) = watermarks(committed)?;
-            if stable >= high {
+            if stable >= high || flaw::is(Flaw::ReplayBeforeOffsets) {
                 return Ok((low, stable));
             }
             if Instant::now() >= deadline || self.identity.stop.is_cancelled() {

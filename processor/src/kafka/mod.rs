@@ -6,7 +6,7 @@ mod source;
 mod transaction;
 
 pub use ledger::KafkaLedger;
-pub use source::KafkaSource;
+pub use source::{KafkaSource, withheld};
 pub use transaction::KafkaTransaction;
 
 use std::time::Duration;

@@ -169,10 +169,10 @@ fn names(sources: &[String], topic: &str) -> bool {
     sources.iter().any(|source| source == topic || pattern(source))
 }
 
-/// Partitions that are not read yet. The members of a group learn of a new topic one after the other, and in between `range` gives the
+/// Those of the partitions `assigned` to a member that it does not read yet; `leading` is the region's own topic. The members of a group learn of a new topic one after the other, and in between `range` gives the
 /// same partition of two topics to two of them, neither of whom would see what the other accepts. All know the region's own
 /// topic, so who has its partition may read the others', and nobody else.
-fn withheld(assigned: &[TopicPartition], leading: Option<&str>) -> BTreeSet<TopicPartition> {
+pub fn withheld(assigned: &[TopicPartition], leading: Option<&str>) -> BTreeSet<TopicPartition> {
     let Some(leading) = leading else { return BTreeSet::new() };
     let led: BTreeSet<i32> =
         assigned.iter().filter(|source| &*source.topic == leading).map(|source| source.partition).collect();

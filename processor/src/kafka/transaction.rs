@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use coderelay_runtime::flaw::{self, Flaw};
 use coderelay_runtime::kafka::{Statistics, context};
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::{self, Entry};
@@ -194,8 +195,17 @@ impl Transaction for KafkaTransaction {
         self.check_deliveries()?;
         failpoint::hit("before-end-txn");
         // The broker ends it by the transaction time-out; librdkafka would go on asking for ever.
+        let patience = if flaw::is(Flaw::ReuseProducer) { REQUEST_TIMEOUT } else { self.timeout * 2 };
+        let committed = self.producer.commit_transaction(Timeout::After(patience));
+        committed.map_err(|error| self.fault("committing the transaction", &error))
+    }
+
+    #[cfg(feature = "flaws")]
+    fn reuse(&mut self) -> Result<(), Fault> {
         let patience = Timeout::After(self.timeout * 2);
-        self.producer.commit_transaction(patience).map_err(|error| self.fault("committing the transaction", &error))
+        // The client does not abort what it is still committing, and begins nothing before that has ended.
+        let ended = self.producer.abort_transaction(patience).or_else(|_| self.producer.commit_transaction(patience));
+        ended.map_err(|error| self.fault("reusing the producer", &error))
     }
 }
 
