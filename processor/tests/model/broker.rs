@@ -7,6 +7,10 @@ use std::sync::Arc;
 use coderelay_schemas::ledger::Entry;
 use processor::record::{Record, TopicPartition};
 
+/// The region's own topic, and the other's as it is mirrored here.
+pub const TOPICS: [&str; 2] = ["code.packets.v1", "eu-west.code.packets.v1"];
+pub const PARTITIONS: i32 = 2;
+
 pub type Id = u128;
 
 /// Where a transaction's end has to be marked before it takes effect there.
@@ -48,9 +52,11 @@ pub struct Broker {
     pub committed: BTreeMap<TopicPartition, i64>,
     pub generation: u64,
     /// The partitions of each member of the current generation.
-    pub members: BTreeMap<usize, Vec<i32>>,
+    pub members: BTreeMap<usize, Vec<TopicPartition>>,
     pub epochs: BTreeMap<usize, u64>,
     pub txns: Vec<Txn>,
+    /// What committed transactions have published.
+    pub visible: BTreeSet<(Id, u64)>,
     pub ledger: BTreeMap<i32, Vec<Slot>>,
     /// Commits that were sent but not answered, by producer and epoch.
     pub strays: Vec<(usize, u64)>,
@@ -70,6 +76,9 @@ impl Broker {
         txn.state = state;
         if !txn.offsets.is_empty() {
             marks.insert(Mark::Offsets);
+        }
+        if state == State::Committed {
+            self.visible.extend(&txn.published);
         }
         txn.unmarked = marks;
     }
@@ -161,14 +170,14 @@ impl Broker {
         committed.collect()
     }
 
-    /// Starts a new generation with these members.
-    pub fn rebalance(&mut self, members: &[usize], partitions: i32) {
+    /// Starts a new generation with these members, of whom `informed` know of the mirrored topic, too. Whoever knows of a topic gets a
+    /// share of its partitions, so that the same partition of both may go to two members.
+    pub fn rebalance(&mut self, members: &[usize], informed: &[usize]) {
         self.generation += 1;
         self.members = members.iter().map(|member| (*member, Vec::new())).collect();
-        if !members.is_empty() {
-            for partition in 0..partitions {
-                let owner = members[partition as usize % members.len()];
-                self.members.entry(owner).or_default().push(partition);
+        for (topic, knowing) in TOPICS.into_iter().zip([members, informed]) {
+            for (partition, owner) in (0..PARTITIONS).zip(knowing.iter().cycle()) {
+                self.members.entry(*owner).or_default().push(TopicPartition::new(topic, partition));
             }
         }
     }

@@ -1,30 +1,29 @@
 //! Runs one schedule: processes, producers and everything that may happen to them, all from one string of choices.
 
 use std::cell::{Cell, RefCell};
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::validate::PacketLimits;
 use coderelay_schemas::{headers, pb};
 use processor::batch::BatchLimits;
-use processor::cycle::{Cycle, CycleLimits, World};
+use processor::cycle::{Cycle, CycleLimits};
 use processor::decode::{Row, decode};
-use processor::dedup::{Judgement, Memory};
+use processor::dedup::Memory;
 use processor::metrics::Metrics;
 use processor::pace::{Pace, PaceLimits};
-use processor::ports::Fault;
+use processor::ports::{Fault, World};
 use processor::record::{Headers, Record, TopicPartition};
 use prost::Message;
 
-use crate::broker::{Broker, State};
+use crate::broker::{Broker, Mark, PARTITIONS, Slot, State, TOPICS};
+use crate::check::{check, check_memory, key, merge};
 use crate::ports::{SimClock, SimLedger, SimSource, SimStore, SimTransaction};
 
-pub const TOPICS: [&str; 2] = ["code.packets.v1", "eu-west.code.packets.v1"];
-pub const PARTITIONS: i32 = 2;
 const PROCESSES: usize = 2;
 
 /// A deliberate mistake in the world around the cycle, to show that the model would find it.
@@ -37,6 +36,7 @@ pub enum Flaw {
     NoFencing,
     IgnoredWriteTimes,
     UnnamedTopics,
+    NothingWithheld,
 }
 
 type SimCycle = Cycle<SimSource, SimLedger, SimStore, SimTransaction, SimClock>;
@@ -58,6 +58,8 @@ pub struct Shared {
     processes: RefCell<Vec<Option<Process>>>,
     crashed: RefCell<[bool; PROCESSES]>,
     depth: Cell<usize>,
+    /// Every packet that was sent, once for each partition and content.
+    pub sent: RefCell<HashSet<(TopicPartition, Entry)>>,
     violation: RefCell<Option<String>>,
 }
 
@@ -107,7 +109,7 @@ impl Shared {
             38 => return Err(Fault::Restart("some doubt".into())),
             37 => {
                 let members: Vec<usize> = (0..PROCESSES).filter(|_| self.choose(2) == 0).collect();
-                self.broker.borrow_mut().rebalance(&members, PARTITIONS);
+                self.rebalance(&members);
             }
             36 => {
                 let count = self.broker.borrow().strays.len();
@@ -126,6 +128,13 @@ impl Shared {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A new generation with these members, who may learn of the mirrored topic one after the other.
+    pub fn rebalance(&self, members: &[usize]) {
+        let split = self.chance(4);
+        let informed: Vec<usize> = members.iter().copied().filter(|_| !split || self.choose(2) == 0).collect();
+        self.broker.borrow_mut().rebalance(members, &informed);
     }
 
     fn with_state(&self, state: State) -> Vec<usize> {
@@ -152,7 +161,7 @@ impl Shared {
         let pending = self.broker.borrow().pending(partitions);
         for txn in pending {
             self.settle(txn);
-            self.broker.borrow_mut().mark(txn, crate::broker::Mark::Offsets);
+            self.broker.borrow_mut().mark(txn, Mark::Offsets);
         }
     }
 
@@ -164,12 +173,10 @@ impl Shared {
             if stable >= high {
                 return;
             }
-            let crate::broker::Slot::Entries(txn, ..) = broker.ledger[&partition][stable] else {
-                unreachable!("a marker is stable")
-            };
+            let Slot::Entries(txn, ..) = broker.ledger[&partition][stable] else { unreachable!("a marker is stable") };
             drop(broker);
             self.settle(txn);
-            self.broker.borrow_mut().mark(txn, crate::broker::Mark::Ledger(partition));
+            self.broker.borrow_mut().mark(txn, Mark::Ledger(partition));
         }
     }
 
@@ -199,48 +206,11 @@ impl Shared {
         if std::mem::take(&mut self.crashed.borrow_mut()[number]) {
             process = Process { memory: fresh_memory(), cycle: None };
         }
-        self.check_memory(&process.memory);
+        if let Err(violation) = check_memory(self, &process.memory) {
+            self.violation.borrow_mut().get_or_insert(violation);
+        }
         self.depth.set(self.depth.get() - 1);
         self.processes.borrow_mut()[number] = Some(process);
-    }
-
-    /// No id in a memory that is not committed.
-    fn check_memory(&self, memory: &Memory) {
-        let broker = self.broker.borrow();
-        let committed: std::collections::BTreeSet<(u128, u64)> = broker
-            .txns
-            .iter()
-            .filter(|txn| txn.state == State::Committed)
-            .flat_map(|txn| txn.published.clone())
-            .collect();
-        for record in broker.sources.values().flatten() {
-            let entry = decode(record, &PacketLimits::default()).unwrap().entry;
-            let topic = memory.topic(&record.source.topic).unwrap();
-            let judgement = memory.judge(record.source.partition, &[(topic, entry)])[0];
-            if matches!(judgement, Judgement::Duplicate { .. }) && !committed.contains(&(entry.key, entry.fingerprint))
-            {
-                self.violation.borrow_mut().get_or_insert(format!("{:x} is remembered but not committed", entry.key));
-            }
-        }
-    }
-}
-
-fn key(row: &Row) -> (String, u128) {
-    (row.repo_id.clone(), u128::from_be_bytes(*row.packet_id.as_bytes()))
-}
-
-/// What CQL makes of two writes of one row: the higher write timestamp wins, and in each column the larger value where they are equal.
-fn merge(one: &Row, other: &Row) -> Row {
-    match one.ingested_at_ms.cmp(&other.ingested_at_ms) {
-        Ordering::Greater => one.clone(),
-        Ordering::Less => other.clone(),
-        Ordering::Equal => Row {
-            content: one.content.clone().max(other.content.clone()),
-            metadata: one.metadata.clone().max(other.metadata.clone()),
-            created_at_ms: one.created_at_ms.max(other.created_at_ms),
-            region: one.region.clone().max(other.region.clone()),
-            ..one.clone()
-        },
     }
 }
 
@@ -290,15 +260,18 @@ fn produce(shared: &Shared) {
     let mut checked = Headers::default();
     checked.push(headers::CHECKED, Some(headers::CHECKED_GZIP.as_bytes()));
     checked.push(headers::REGION, Some(["us-east", "eu-west"][region].as_bytes()));
-    log.push(Record {
-        source,
+    let record = Record {
+        source: source.clone(),
         offset: log.len() as i64,
         // The clocks of ingests differ, and two copies may have the same time.
         timestamp_ms: Some(1_700_000_000_000 + shared.choose(4) as i64),
         key: Some(packet.repo_id.clone().into_bytes().into()),
         value: Some(packet.encode_to_vec().into()),
         headers: checked,
-    });
+    };
+    let entry = decode(&record, &PacketLimits::default()).unwrap().entry;
+    shared.sent.borrow_mut().insert((source, entry));
+    log.push(record);
 }
 
 /// Runs the schedule that `choices` spell, then lets everything come to rest, then checks.
@@ -316,6 +289,7 @@ pub fn run(choices: &[u8], flaw: Flaw) -> Result<(), String> {
         ),
         crashed: RefCell::default(),
         depth: Cell::new(0),
+        sent: RefCell::default(),
         violation: RefCell::default(),
     });
     while !shared.is_over() {
@@ -336,7 +310,7 @@ pub fn run(choices: &[u8], flaw: Flaw) -> Result<(), String> {
 
 /// One process is left; it accounts for everything.
 fn rest(shared: &Rc<Shared>) -> Result<(), String> {
-    shared.broker.borrow_mut().rebalance(&[0], PARTITIONS);
+    shared.rebalance(&[0]);
     for txn in shared.with_state(State::Open) {
         shared.broker.borrow_mut().expire(txn);
     }
@@ -357,60 +331,8 @@ fn rest(shared: &Rc<Shared>) -> Result<(), String> {
             break;
         }
     }
-    check(shared)
-}
-
-fn check(shared: &Shared) -> Result<(), String> {
-    if let Some(violation) = shared.violation.borrow_mut().take() {
-        return Err(violation);
+    match shared.violation.borrow_mut().take() {
+        None => check(shared),
+        Some(violation) => Err(violation),
     }
-    let broker = shared.broker.borrow();
-    for (tp, log) in &broker.sources {
-        let committed = broker.committed.get(tp).copied().unwrap_or(0);
-        if committed as usize != log.len() {
-            return Err(format!("{tp} stands at {committed} of {}", log.len()));
-        }
-    }
-    let visible = || broker.txns.iter().filter(|txn| txn.state == State::Committed);
-    let mut published: BTreeMap<u128, Vec<u64>> = BTreeMap::new();
-    for (id, fingerprint) in visible().flat_map(|txn| txn.published.iter()) {
-        published.entry(*id).or_default().push(*fingerprint);
-    }
-    let mut dead: BTreeMap<(TopicPartition, i64), usize> = BTreeMap::new();
-    for letter in visible().flat_map(|txn| txn.dead.iter()) {
-        *dead.entry(letter.clone()).or_default() += 1;
-    }
-    let mut merged: BTreeMap<(String, u128), Row> = BTreeMap::new();
-    let mut firsts: BTreeSet<(&str, u128)> = BTreeSet::new();
-    for record in broker.sources.values().flatten() {
-        let packet = decode(record, &PacketLimits::default()).map_err(|error| error.detail)?;
-        let times = published.get(&packet.entry.key).map_or(0, Vec::len);
-        if times != 1 {
-            return Err(format!("{:?} was published {times} times", packet.row.packet_id));
-        }
-        let conflicts = published[&packet.entry.key][0] != packet.entry.fingerprint;
-        let letters = dead.get(&(record.source.clone(), record.offset)).copied().unwrap_or(0);
-        if letters != usize::from(conflicts) {
-            return Err(format!("{}@{} was dead-lettered {letters} times", record.source, record.offset));
-        }
-        if firsts.insert((&record.source.topic, packet.entry.key)) {
-            merged.entry(key(&packet.row)).and_modify(|row| *row = merge(row, &packet.row)).or_insert(packet.row);
-        }
-    }
-    // Depends on the order within each topic, which a mirror keeps, and on none between them: it is the same in the other region.
-    if *shared.rows.borrow() != merged {
-        return Err(format!("the store has {:?} in place of {merged:?}", shared.rows.borrow()));
-    }
-    let mut entries: Vec<(Arc<str>, u128)> = Vec::new();
-    for (partition, slots) in &broker.ledger {
-        for (topic, committed) in broker.committed_entries(*partition, 0, slots.len()) {
-            if let Some(entry) = committed.iter().find(|entry| published[&entry.key] != [entry.fingerprint]) {
-                return Err(format!("the ledger has other content of {:x} than was published", entry.key));
-            }
-            entries.extend(committed.iter().map(|entry| (Arc::clone(&topic), entry.key)));
-        }
-    }
-    entries.sort();
-    let once_a_topic = entries.iter().map(|(topic, id)| (&**topic, *id)).eq(firsts);
-    if once_a_topic { Ok(()) } else { Err(format!("the ledger has {entries:?}")) }
 }

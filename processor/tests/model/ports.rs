@@ -1,25 +1,28 @@
 //! The cycle's ports over the simulated broker. Every call is a place at which anything may happen first.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coderelay_runtime::flaw;
 use coderelay_schemas::ledger::Entry;
 use processor::decode::{Rejection, Row, decode};
+use processor::kafka::withheld;
 use processor::pace::StoreSample;
 use processor::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, Transaction, Unavailable};
 use processor::record::{Record, TopicPartition};
 
-use crate::broker::{Slot, State, Txn};
-use crate::driver::{Flaw, PARTITIONS, Shared, TOPICS};
+use crate::broker::{Slot, State, TOPICS, Txn};
+use crate::driver::{Flaw, Shared};
 
 pub struct SimSource {
     shared: Rc<Shared>,
     member: usize,
     generation: u64,
     positions: BTreeMap<TopicPartition, i64>,
+    withheld: BTreeSet<TopicPartition>,
     events: VecDeque<Polled>,
     paused: bool,
 }
@@ -31,6 +34,7 @@ impl SimSource {
             member,
             generation: 0,
             positions: BTreeMap::new(),
+            withheld: BTreeSet::new(),
             events: VecDeque::new(),
             paused: false,
         }
@@ -42,7 +46,7 @@ impl SimSource {
         if !known {
             let mut members: Vec<usize> = self.shared.broker.borrow().members.keys().copied().collect();
             members.push(self.member);
-            self.shared.broker.borrow_mut().rebalance(&members, PARTITIONS);
+            self.shared.rebalance(&members);
         }
         let broker = self.shared.broker.borrow();
         if self.generation == broker.generation {
@@ -50,12 +54,11 @@ impl SimSource {
         }
         self.generation = broker.generation;
         self.events.push_back(Polled::Revoked(std::mem::take(&mut self.positions).into_keys().collect()));
-        let numbers = broker.members[&self.member].clone();
+        let assigned = broker.members[&self.member].clone();
         drop(broker);
-        let assigned: Vec<TopicPartition> = TOPICS
-            .iter()
-            .flat_map(|topic| numbers.iter().map(move |number| TopicPartition::new(*topic, *number)))
-            .collect();
+        if self.shared.flaw != Flaw::NothingWithheld {
+            self.withheld = withheld(&assigned, Some(TOPICS[0]));
+        }
         if self.shared.flaw != Flaw::UnstableOffsets {
             self.shared.settle_offsets(&assigned);
         }
@@ -79,8 +82,9 @@ impl Source for SimSource {
             return Ok(Polled::Nothing);
         }
         let broker = self.shared.broker.borrow();
-        let ready =
-            |(tp, at): &(&TopicPartition, &i64)| broker.sources.get(*tp).is_some_and(|log| (**at as usize) < log.len());
+        let ready = |(tp, at): &(&TopicPartition, &i64)| {
+            !self.withheld.contains(*tp) && broker.sources.get(*tp).is_some_and(|log| (**at as usize) < log.len())
+        };
         let waiting: Vec<TopicPartition> = self.positions.iter().filter(ready).map(|(tp, _)| tp.clone()).collect();
         if waiting.is_empty() {
             return Ok(Polled::Nothing);
@@ -141,7 +145,8 @@ impl Ledger for SimLedger {
         for (partition, known) in from {
             self.shared.anything(self.member)?;
             let high = self.shared.broker.borrow().ledger.get(partition).map_or(0, Vec::len);
-            if self.shared.flaw != Flaw::ReplayWithoutWaiting {
+            let waits = !flaw::is(flaw::Flaw::ReplayBeforeOffsets);
+            if waits && self.shared.flaw != Flaw::ReplayWithoutWaiting {
                 self.shared.settle_ledger(*partition, high);
             }
             let broker = self.shared.broker.borrow();
@@ -278,6 +283,16 @@ impl Transaction for SimTransaction {
         self.shared.broker.borrow_mut().end(self.txn, State::Committed);
         // The answer is lost, though it was done.
         if self.shared.chance(24) { lost() } else { Ok(()) }
+    }
+
+    #[cfg(feature = "flaws")]
+    fn reuse(&mut self) -> Result<(), Fault> {
+        self.shared.anything(self.member)?;
+        let mut broker = self.shared.broker.borrow_mut();
+        if broker.epochs[&self.member] == self.epoch && broker.txns[self.txn].state == State::Open {
+            broker.end(self.txn, State::Aborted);
+        }
+        Ok(())
     }
 }
 
