@@ -183,6 +183,32 @@ impl Backlog {
     }
 }
 
+/// Tells what moves from what stands still.
+#[derive(Debug)]
+pub struct Movement {
+    since: Instant,
+    committed: u64,
+}
+
+impl Movement {
+    /// It moves now.
+    pub fn begin() -> Self {
+        Self { since: Instant::now(), committed: 0 }
+    }
+
+    /// Enters how many records are committed by now.
+    pub fn see(&mut self, committed: u64) {
+        if committed > self.committed {
+            *self = Self { since: Instant::now(), committed };
+        }
+    }
+
+    /// Whether nothing has moved for `patience`.
+    pub fn stands_still(&self, patience: Duration) -> bool {
+        self.since.elapsed() >= patience
+    }
+}
+
 impl Drop for Backlog {
     fn drop(&mut self) {
         self.0.stop.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::audits::Audits;
-use crate::backlog::Backlog;
+use crate::backlog::{Backlog, Movement};
 use crate::pipeline::{Own, Pipeline};
 use crate::scenario::{Action, Fault, Target};
 use crate::timeline::Timeline;
@@ -108,17 +108,14 @@ async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits, backlogs: 
 
 /// Waits until all that is in a region's topics now is processed there; while that moves.
 async fn processed(backlog: &Backlog) {
-    let (called, mut end) = (std::time::Instant::now(), None);
-    let mut moved = (Instant::now(), 0);
-    while moved.0.elapsed() < STANDSTILL {
+    let (called, mut end, mut movement) = (std::time::Instant::now(), None, Movement::begin());
+    while !movement.stands_still(STANDSTILL) {
         sleep(CYCLE).await;
         let Some(look) = backlog.latest().filter(|look| look.at > called) else { continue };
         if look.committed >= *end.get_or_insert(look.written) {
             return;
         }
-        if look.committed > moved.1 {
-            moved = (Instant::now(), look.committed);
-        }
+        movement.see(look.committed);
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::audits::{Arrival, Audits};
-use crate::backlog::{Backlog, Look};
+use crate::backlog::{Backlog, Look, Movement};
 use crate::corpus::{Corpus, CorpusSpec};
 use crate::generator::{self, Traffic};
 use crate::knee::{self, Knee};
@@ -358,8 +358,8 @@ impl Run<'_> {
     pub(crate) async fn wait_until_drained(&self, parts: &Parts) -> bool {
         let patience = self.scenario.finish.patience.get();
         let called = std::time::Instant::now();
-        let (mut end, mut moved) = (None, (Instant::now(), 0));
-        while !self.stop.is_cancelled() && moved.0.elapsed() < patience {
+        let (mut end, mut movement) = (None, Movement::begin());
+        while !self.stop.is_cancelled() && !movement.stands_still(patience) {
             sleep(LOOK).await;
             let latest = parts.backlogs.iter().map(|backlog| backlog.latest().filter(|look| look.at > called));
             let Some(looks) = latest.collect::<Option<Vec<Look>>>() else { continue };
@@ -372,9 +372,7 @@ impl Run<'_> {
             if committed >= end && missing == 0 {
                 return true;
             }
-            if committed > moved.1 {
-                moved = (Instant::now(), committed);
-            }
+            movement.see(committed);
             parts.progress.show(|| match missing {
                 0 => format!("{} waiting for the processor", end - committed),
                 _ => format!("{} waiting for the processors, {missing} missing in a region", end - committed),
