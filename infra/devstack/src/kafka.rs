@@ -42,11 +42,19 @@ pub(crate) struct Cluster {
     id: String,
     listeners: Vec<Listener>,
     security: Option<Security>,
+    /// Properties of every node beyond those that are set here, a line each.
+    properties: String,
 }
 
 impl Cluster {
     /// A new cluster of `brokers` nodes; the first broker listens on `port` if that is free.
-    pub(crate) fn new(jars: PathBuf, brokers: usize, port: Option<u16>, security: Option<Security>) -> Result<Self> {
+    pub(crate) fn new(
+        jars: PathBuf,
+        brokers: usize,
+        port: Option<u16>,
+        security: Option<Security>,
+        properties: String,
+    ) -> Result<Self> {
         let listen = |index: usize| -> io::Result<Listener> {
             let broker = match port {
                 Some(port) if index == 0 => preferred_port(port)?,
@@ -55,7 +63,7 @@ impl Cluster {
             Ok(Listener { id: index as i32 + 1, broker, controller: free_port()?, linked: None })
         };
         let listeners = (0..brokers).map(listen).collect::<io::Result<_>>().map_err(Error::io("127.0.0.1"))?;
-        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security })
+        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security, properties })
     }
 
     /// Puts a link before every node, for those who ask [`linked_servers`](Self::linked_servers): brokers tell each client to come back
@@ -168,7 +176,7 @@ impl Cluster {
         // cannot be missed by others: it may be short. Elsewhere a busy machine must not look like a dead broker.
         let session_ms = if self.listeners.len() < 3 { 2_000 } else { 6_000 };
         let heartbeat_ms = session_ms / 6;
-        let data = data.display();
+        let (data, others) = (data.display(), &self.properties);
         let (protocol, security) = match &self.security {
             None => ("PLAINTEXT", String::new()),
             Some(security) => ("SASL_SSL", security.kafka_properties()),
@@ -210,7 +218,7 @@ log.cleaner.dedupe.buffer.size=8388608
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-{security}"
+{security}{others}"
         )
     }
 

@@ -36,6 +36,7 @@ pub struct Builder {
     commit_log: CommitLog,
     secured: bool,
     linked: bool,
+    broker_properties: String,
     observer: Observer,
 }
 
@@ -91,6 +92,13 @@ impl Builder {
         self
     }
 
+    /// Sets a property of every broker, beyond those that the stack sets.
+    #[must_use]
+    pub fn broker_property(mut self, name: &str, value: &str) -> Self {
+        self.broker_properties.push_str(&format!("{name}={value}\n"));
+        self
+    }
+
     /// Who is told of the progress. Default: the log.
     #[must_use]
     pub fn observer(mut self, observer: Observer) -> Self {
@@ -107,7 +115,7 @@ impl Builder {
         let folder = self.folder()?;
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
-        let mut cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone())?;
+        let mut cluster = kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone(), self.broker_properties)?;
         let rules = Rules::default();
         let links = if self.linked { cluster.link(&rules).await? } else { Vec::new() };
         let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
@@ -199,6 +207,7 @@ impl Stack {
             commit_log: CommitLog::Synced,
             secured: false,
             linked: false,
+            broker_properties: String::new(),
             observer,
         }
     }

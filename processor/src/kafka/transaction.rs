@@ -11,7 +11,7 @@ use coderelay_schemas::ledger::{self, Entry};
 use coderelay_schemas::topics::{self, TopicNames};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
@@ -81,7 +81,36 @@ impl KafkaTransaction {
                 return Err(Fault::restart("initialising transactions", error));
             }
         }
-        Ok(Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() })
+        let transaction = Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() };
+        transaction.let_go(identity)?;
+        Ok(transaction)
+    }
+
+    /// Aborts a transaction that holds offsets only, of a partition that the group never reads.
+    ///
+    /// A request that was sent by a predecessor and arrives after its transaction has ended leaves offsets pending that no coordinator
+    /// knows of, on brokers that do not verify it (KIP-890; those before 3.8 verify no offsets). Nobody would ever be told the committed
+    /// ones again. They are pending under this producer's id, and the marker of any transaction of its own lets go of all of them.
+    fn let_go(&self, identity: &Identity) -> Result<(), Fault> {
+        // Whoever is no member of the group commits as an anonymous one, which the broker allows in a transaction.
+        let anonymous: BaseConsumer = identity
+            .client
+            .clone()
+            .set("group.id", &identity.group)
+            .create()
+            .map_err(|error| Fault::restart("creating a consumer", error))?;
+        let membership = anonymous.group_metadata().ok_or_else(|| Fault::restart("committing nothing", "no group"))?;
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(&self.topics.ledger, 0, Offset::Offset(0))
+            .map_err(|error| Fault::restart("listing offsets", error))?;
+        let patience = Timeout::After(self.timeout * 2);
+        let aborted = self
+            .producer
+            .begin_transaction()
+            .and_then(|()| self.producer.send_offsets_to_transaction(&offsets, &membership, patience))
+            .and_then(|()| self.producer.abort_transaction(patience));
+        aborted.map_err(|error| self.fault("letting go of what is pending", &error))
     }
 
     fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Fault> {

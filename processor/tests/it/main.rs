@@ -3,6 +3,7 @@
 mod crash;
 mod dead_letters;
 mod fencing;
+mod hanging;
 mod rebalance;
 mod regions;
 mod relay;
