@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, BenchArgs, keep};
+use crate::chaos::{ChaosArgs, Found};
 use crate::compare::CompareArgs;
 use crate::deployment::DeploymentArgs;
 use crate::devstack::Devstack;
@@ -28,7 +29,7 @@ use crate::sizes::SizesArgs;
 use crate::summary::{Summary, Verdict};
 use crate::{targets, view};
 
-/// A threshold does not hold, or the generator fell behind.
+/// A threshold does not hold, the generator fell behind, or a promise was broken.
 const THRESHOLD: u8 = 99;
 /// The scenario is wrong.
 const CONFIGURATION: u8 = 104;
@@ -37,8 +38,8 @@ const INTERRUPTED: u8 = 105;
 
 /// Loads a coderelay deployment and measures what it did.
 ///
-/// Exit codes: 0 measured and every threshold holds; 1 not measured; 2 wrong command line; 99 a threshold does not hold, or the
-/// generator fell behind; 104 the scenario is wrong; 105 interrupted, with what was measured so far.
+/// Exit codes: 0 measured and every threshold holds; 1 not measured; 2 wrong command line; 99 a threshold does not hold, the
+/// generator fell behind, or a promise was broken; 104 the scenario is wrong; 105 interrupted, with what was measured so far.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
@@ -67,6 +68,7 @@ enum Command {
     #[command(subcommand)]
     Scenarios(Scenarios),
     Bench(BenchArgs),
+    Chaos(ChaosArgs),
     Limits(LimitsArgs),
     Sizes(SizesArgs),
     Report(ReportArgs),
@@ -175,6 +177,7 @@ impl Cli {
                 Err(error) => Ok(wrong(&error)),
             },
             Command::Bench(args) => bench(&args, output).await,
+            Command::Chaos(args) => chaos(&args, output).await,
             Command::Limits(args) => {
                 let summary = args.run().await?;
                 print(output, &summary, || limits::markdown(&summary))?;
@@ -300,6 +303,24 @@ async fn bench(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         Bench { rows, .. } if args.enforce && rows.iter().any(|row| !row.met) => THRESHOLD,
         _ => 0,
     }))
+}
+
+async fn chaos(args: &ChaosArgs, output: Output) -> Result<ExitCode> {
+    match args.run(shutdown_signal()?).await? {
+        Found::Controls(controls) => {
+            print(output, &controls, || controls.to_string())?;
+            Ok(ExitCode::from(if controls.all_caught() { 0 } else { THRESHOLD }))
+        }
+        Found::Campaign(campaign) => {
+            print(output, &campaign, || campaign.to_string())?;
+            Ok(ExitCode::from(match campaign {
+                _ if campaign.count() > 0 => THRESHOLD,
+                _ if !campaign.broken.is_empty() => 1,
+                _ if campaign.interrupted => INTERRUPTED,
+                _ => 0,
+            }))
+        }
+    }
 }
 
 fn print(output: Output, result: &impl Serialize, table: impl FnOnce() -> String) -> Result<()> {

@@ -187,7 +187,7 @@ impl Devstack {
 }
 
 /// The programs `ingest` and `processor`, in `bin` or where this program is.
-fn programs(bin: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn programs(bin: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
     let bin = match bin {
         Some(bin) => bin.to_owned(),
         None => std::env::current_exe()?.parent().map(Path::to_owned).context("loadtest is in no folder")?,

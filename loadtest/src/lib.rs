@@ -53,6 +53,8 @@ mod noise;
 pub mod compare;
 pub mod merge;
 
+pub mod chaos;
+
 pub mod targets;
 pub mod bench;
 

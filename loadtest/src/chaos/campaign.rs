@@ -1,0 +1,188 @@
+//! Seed after seed on one stack, and the table of what was hit.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use coderelay_devstack::Stack;
+use comfy_table::Table;
+use comfy_table::presets::ASCII_MARKDOWN;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::game::{self, Outcome};
+use super::plan::Plan;
+use super::verdict::Violation;
+use super::world::Programs;
+use crate::progress::Progress;
+
+/// Violations of a seed that are shown; all are in its folder.
+const SHOWN: usize = 5;
+/// Lines of a packet's history that are shown.
+const LINES: usize = 60;
+/// Broken worlds after which a campaign ends: the harness itself, or the machine, is at fault.
+const BROKEN_MAX: usize = 3;
+
+/// What came of all seeds.
+#[derive(Debug, Default, Serialize)]
+pub struct Campaign {
+    /// Seeds that were played to their verdict.
+    pub seeds: u64,
+    /// Violations of each seed that had any.
+    pub violations: BTreeMap<u64, Vec<Violation>>,
+    /// What was hit.
+    pub hits: BTreeMap<String, Hits>,
+    /// Packets that were acknowledged, each time.
+    pub acknowledged: u64,
+    /// Records that were published.
+    pub published: u64,
+    /// Seeds of which nothing is known, and why.
+    pub broken: BTreeMap<u64, String>,
+    /// Whether it was interrupted.
+    pub interrupted: bool,
+}
+
+/// Of an edge or a fault.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Hits {
+    /// How often it happened.
+    pub times: u64,
+    /// In how many seeds.
+    pub seeds: u64,
+    /// In how many of those a promise was broken.
+    pub violated: u64,
+}
+
+/// Which seeds, and what is tested.
+#[derive(Debug)]
+pub struct Campaigner<'a> {
+    /// The first seed, and how many.
+    pub from: u64,
+    /// How many.
+    pub seeds: u64,
+    /// The programs.
+    pub programs: &'a Programs,
+    /// Where every seed that had violations leaves its plan, history and logs.
+    pub out: &'a Path,
+    /// Whether the first violation ends it.
+    pub until_caught: bool,
+    /// Ends it after the current seed.
+    pub stop: CancellationToken,
+}
+
+impl Campaigner<'_> {
+    /// Plays every seed.
+    ///
+    /// # Errors
+    /// When a folder cannot be made or removed.
+    pub async fn run(&self, stack: &Stack) -> Result<Campaign> {
+        let progress = Progress::new("chaos");
+        let mut campaign = Campaign::default();
+        for seed in self.from..self.from + self.seeds {
+            if self.stop.is_cancelled() {
+                campaign.interrupted = true;
+                break;
+            }
+            progress.show(|| format!("{seed}: {} seeds, {} violations", campaign.seeds, campaign.count()));
+            let plan = Plan::new(seed, &processor::failpoint::EDGES);
+            let folder = self.folder(seed)?;
+            match game::play(stack, self.programs, &plan, &folder).await {
+                Ok(outcome) => {
+                    let violated = !outcome.violations.is_empty();
+                    if violated {
+                        explain(seed, &outcome, &folder, stack)?;
+                    } else {
+                        std::fs::remove_dir_all(&folder)?;
+                    }
+                    campaign.add(seed, outcome);
+                    if violated && self.until_caught {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    eprintln!("seed {seed}: {error:#}; everything of it is in {}", folder.display());
+                    campaign.broken.insert(seed, format!("{error:#}"));
+                    if campaign.broken.len() >= BROKEN_MAX {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(campaign)
+    }
+
+    /// An empty folder.
+    fn folder(&self, seed: u64) -> Result<PathBuf> {
+        // Processes work in it and are told where they are.
+        let folder = std::path::absolute(self.out.join(format!("seed-{seed}")))?;
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        Ok(folder)
+    }
+}
+
+/// Says what was broken and to whom, and keeps the servers' logs beside the services'.
+fn explain(seed: u64, outcome: &Outcome, folder: &Path, stack: &Stack) -> Result<()> {
+    let violations = &outcome.violations;
+    let text: Vec<_> = violations.iter().map(ToString::to_string).collect();
+    std::fs::write(folder.join("violations.txt"), text.join("\n") + "\n")?;
+    for node in stack.nodes() {
+        let log = node.log_path();
+        std::fs::copy(log, folder.join(log.file_name().context("a log has a name")?))?;
+    }
+    eprintln!("seed {seed}: {} violations; plan, history and every log are in {}", violations.len(), folder.display());
+    for line in text.iter().take(SHOWN) {
+        eprintln!("  {line}");
+    }
+    if let Some(packet) = violations.iter().find_map(|violation| violation.packet) {
+        eprintln!("  what happened to packet {packet} meanwhile:");
+        for event in outcome.history.iter().filter(|event| event.concerns(packet)).take(LINES) {
+            eprintln!("  {event}");
+        }
+    }
+    Ok(())
+}
+
+impl Campaign {
+    /// Violations in all.
+    pub fn count(&self) -> usize {
+        self.violations.values().map(Vec::len).sum()
+    }
+
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.seeds += 1;
+        self.acknowledged += outcome.acknowledged;
+        self.published += outcome.published;
+        for (what, times) in outcome.hits {
+            let hits = self.hits.entry(what).or_default();
+            hits.times += times;
+            hits.seeds += 1;
+            hits.violated += u64::from(!outcome.violations.is_empty());
+        }
+        if !outcome.violations.is_empty() {
+            self.violations.insert(seed, outcome.violations);
+        }
+    }
+}
+
+impl fmt::Display for Campaign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_preset(ASCII_MARKDOWN).set_header(["edge or fault", "times hit", "seeds", "verdict"]);
+        for (what, Hits { times, seeds, violated }) in &self.hits {
+            let verdict = match violated {
+                0 => "clean".to_owned(),
+                _ => format!("violations in {violated} seeds"),
+            };
+            table.add_row([what.clone(), times.to_string(), seeds.to_string(), verdict]);
+        }
+        writeln!(f, "{table}")?;
+        writeln!(f, "{} records of packets taken, {} published", self.acknowledged, self.published)?;
+        for (seed, error) in &self.broken {
+            writeln!(f, "seed {seed} was not judged: {error}")?;
+        }
+        write!(f, "{} seeds, {} violations", self.seeds, self.count())
+    }
+}

@@ -1,0 +1,193 @@
+//! What one seed is played in: topics, a keyspace and services of its own, on servers that all seeds share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
+use coderelay_runtime::flaw::Flaw;
+use coderelay_schemas::topics::TopicNames;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use tonic::transport::Endpoint;
+
+use super::history::History;
+use super::keeper::Keeper;
+use super::plan::{PARTITIONS, PROCESSORS, Plan, Service};
+
+/// The environment variable by which a deliberate flaw is chosen.
+const FLAW: &str = "CODERELAY_FLAW";
+
+/// The programs under test.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Ingest.
+    pub ingest: PathBuf,
+    /// The processor, built with its failpoints.
+    pub processor: PathBuf,
+    /// A deliberate flaw that either of them is to have, if it was built with any.
+    pub flaw: Option<Flaw>,
+}
+
+/// One seed's.
+#[derive(Debug)]
+pub struct World<'a> {
+    /// Kafka and the store.
+    pub stack: &'a Stack,
+    /// Topics of its own.
+    pub topics: TopicNames,
+    /// A keyspace of its own.
+    pub keyspace: String,
+    /// Its consumer group.
+    pub group: String,
+    /// Where ingest listens.
+    pub endpoint: Endpoint,
+    /// What happens.
+    pub history: Arc<History>,
+    folder: PathBuf,
+    programs: &'a Programs,
+    ingest: Keeper,
+    processors: Vec<Keeper>,
+}
+
+impl<'a> World<'a> {
+    /// Makes topics and keyspace and starts the services, which log into `folder`.
+    ///
+    /// # Errors
+    /// When something cannot be made or started.
+    pub async fn begin(stack: &'a Stack, programs: &'a Programs, plan: &Plan, folder: &Path) -> Result<Self> {
+        let name = folder.file_name().context("a world has a folder of its own")?.to_string_lossy().replace('-', "_");
+        let topics = TopicNames::with_suffix(&format!("-{name}"));
+        let keyspace = format!("chaos_{name}");
+        stack.create_topics(&topics, PARTITIONS).await?;
+        stack.create_keyspace(&keyspace).await?;
+        let history = Arc::new(History::begin());
+        let group = format!("chaos-{name}");
+        let (grpc, admin) = (address()?, address()?);
+        let mut settings = vec![format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
+        settings.extend(common(stack, &topics));
+        let ready = Probe::Http { url: format!("http://{admin}/readyz") };
+        let launch = launch("ingest", &programs.ingest, folder, settings, programs).ready_when(ready);
+        let ingest = Keeper::keep(launch, &Service::Ingest.to_string(), Vec::new(), history.clone());
+        let endpoint = Endpoint::from_shared(format!("http://{grpc}"))?;
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(Duration::from_secs(2));
+        let folder = folder.to_owned();
+        let mut world = Self {
+            stack,
+            topics,
+            keyspace,
+            group,
+            endpoint,
+            history,
+            folder,
+            programs,
+            ingest,
+            processors: Vec::new(),
+        };
+        for (number, crashes) in plan.crashes.iter().enumerate().take(PROCESSORS) {
+            let launch = world.processor(&format!("processor-{number}"), &instance(number))?;
+            let name = Service::Processor(number).to_string();
+            world.processors.push(Keeper::keep(launch, &name, crashes.clone(), world.history.clone()));
+        }
+        Ok(world)
+    }
+
+    /// What keeps a service alive.
+    pub fn keeper(&self, service: Service) -> &Keeper {
+        match service {
+            Service::Ingest => &self.ingest,
+            Service::Processor(number) => &self.processors[number],
+        }
+    }
+
+    /// Another process of processor `number`, with its identity.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn twin(&self, number: usize) -> Result<Process> {
+        Ok(Process::launch(self.processor(&format!("processor-{number}-twin"), &instance(number))?)?)
+    }
+
+    /// A processor that the group did not have.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn guest(&self) -> Result<Process> {
+        Ok(Process::launch(self.processor("processor-guest", "guest")?)?)
+    }
+
+    /// Ends the services in good order.
+    ///
+    /// # Errors
+    /// When one could not be started or ended.
+    pub async fn end(self) -> Result<()> {
+        for keeper in self.processors {
+            keeper.stop().await?;
+        }
+        self.ingest.stop().await
+    }
+
+    fn processor(&self, log: &str, instance: &str) -> Result<Launch> {
+        let mut settings = common(self.stack, &self.topics);
+        settings.extend([
+            format!("admin.listen={}", address()?),
+            format!("cql.contact_points={}", self.stack.cql_contact()),
+            format!("cql.keyspace={}", self.keyspace),
+            "cql.consistency=one".to_owned(),
+            format!("group.id={}", self.group),
+            format!("group.instance={instance}"),
+            // As short as the contract allows: faults are to outlast them.
+            "group.session_timeout=6s".to_owned(),
+            "group.transaction_timeout=5s".to_owned(),
+            "group.workers=1".to_owned(),
+            // Many small transactions have many edges.
+            "batch.max_records=60".to_owned(),
+            format!("source.topics={}", self.topics.packets),
+        ]);
+        Ok(launch(log, &self.programs.processor, &self.folder, settings, self.programs))
+    }
+}
+
+fn instance(number: usize) -> String {
+    format!("p{number}")
+}
+
+fn address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port()?))
+}
+
+fn common(stack: &Stack, topics: &TopicNames) -> Vec<String> {
+    vec![
+        format!("kafka.bootstrap_servers={}", stack.linked_servers()),
+        format!("topics.packets={}", topics.packets),
+        format!("topics.deduped={}", topics.deduped),
+        format!("topics.ledger={}", topics.ledger),
+        format!("topics.dlq={}", topics.dlq),
+        format!("topics.canary={}", topics.canary),
+        "telemetry.log_format=human".to_owned(),
+    ]
+}
+
+fn launch(log: &str, program: &Path, folder: &Path, settings: Vec<String>, programs: &Programs) -> Launch {
+    let args = settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]);
+    let flaw = programs.flaw.iter().map(|flaw| (FLAW, flaw.to_string()));
+    Launch::new(log, program, folder).args(args).envs(flaw)
+}
+
+/// Takes topics and keyspace away: the next world is not to be slower for them.
+///
+/// # Errors
+/// When the servers do not answer.
+pub async fn clear(stack: &Stack, topics: &TopicNames, keyspace: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = stack.kafka_client().create()?;
+    let specs = topics.specs();
+    let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    for deleted in admin.delete_topics(&names, &options).await? {
+        deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic} cannot be deleted: {code}"))?;
+    }
+    let session = Box::pin(stack.cql_session()).await?;
+    session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await?;
+    Ok(())
+}
