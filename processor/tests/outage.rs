@@ -76,3 +76,27 @@ async fn an_outage_of_store_and_broker_loses_and_dead_letters_nothing() {
     world.assert_exactly_once(&[ids, more_ids, last_ids].concat()).await;
     assert_eq!(world.committed(&world.topics.dlq).len(), 0);
 }
+
+/// Fails under `CODERELAY_FLAW=reuse-producer`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_answered_late_is_not_made_twice() {
+    let world = World::on(own_stack().await).await;
+    let (records, ids) = batch(0..300);
+    let processor = world.processor("a").set("group.workers", 1).set("group.transaction_timeout", "40s");
+    let processor = processor
+        .set("group.session_timeout", "40s")
+        .set("batch.linger", "2s")
+        .failpoints("before-end-txn=1*sleep(4000)")
+        .ready()
+        .await;
+    world.produce(&records);
+    let produced = async || world.uncommitted(&world.topics.deduped).len() == 300;
+    eventually("it has produced its batch", produced).await;
+    let broker = world.stack().broker(0);
+    broker.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    broker.resume().await.unwrap();
+    world.settled().await;
+    world.assert_exactly_once(&ids).await;
+    processor.stop().await;
+}

@@ -2,6 +2,7 @@
 
 mod crash;
 mod dead_letters;
+mod doubt;
 mod fencing;
 mod hanging;
 mod rebalance;
