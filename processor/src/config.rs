@@ -32,6 +32,8 @@ const RESERVED: &[&str] = &[
     "group.protocol",
     "heartbeat.interval.ms",
     "isolation.level",
+    "log.connection.close",
+    "log_level",
     "message.max.bytes",
     "message.timeout.ms",
     "partition.assignment.strategy",

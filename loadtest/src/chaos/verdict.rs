@@ -106,7 +106,7 @@ pub fn judge(packets: &Packets, events: &[Event], evidence: &Evidence) -> Result
     let expected = Expected::of(&evidence.source);
     judge.acknowledged(events, &evidence.source)?;
     judge.published(&expected, &evidence.deduped);
-    judge.stored(&expected, &evidence.rows)?;
+    judge.stored(&expected, &evidence.rows);
     judge.dead_lettered(&expected, evidence);
     judge.remembered(&expected, evidence)?;
     judge.witnessed(&evidence.deduped, &evidence.witnessed);
@@ -199,7 +199,7 @@ impl Judge<'_> {
         }
     }
 
-    fn stored(&mut self, expected: &Expected<'_>, rows: &[(Key, Row)]) -> Result<()> {
+    fn stored(&mut self, expected: &Expected<'_>, rows: &[(Key, Row)]) {
         let mut wanted: BTreeMap<Key, Row> = BTreeMap::new();
         for (record, packet) in expected.accepted.iter().flatten() {
             let created_at = packet.created_at.unwrap_or_default();
@@ -226,7 +226,6 @@ impl Judge<'_> {
         for (_, packet_id) in wanted.into_keys() {
             self.add(Kind::Stored, self.packets.number(&packet_id), "accepted, and no row");
         }
-        Ok(())
     }
 
     fn dead_lettered(&mut self, expected: &Expected<'_>, evidence: &Evidence) {

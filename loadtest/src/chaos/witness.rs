@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
 
 use super::topic::{self, Record};
 
@@ -35,10 +34,8 @@ impl Witness {
                 match consumer.poll(POLL) {
                     Some(Ok(message)) => records.push(Record::of(&message)),
                     None if finished.load(Ordering::Relaxed) => return records,
-                    // Of a partition, which is said again after each record that comes later.
-                    Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-                    // The client tries again by itself.
-                    Some(Err(_)) => {}
+                    // A partition's end for now, or what the client tries again by itself.
+                    Some(Err(_)) | None => {}
                 }
             }
         })?;

@@ -1,5 +1,6 @@
 //! The cycle's Kafka side: the consumer group's member, the transactional producer, the reader of the ledger.
 
+mod deliveries;
 mod ledger;
 mod letter;
 mod source;

@@ -1,23 +1,21 @@
 //! The transactional producer of one worker.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coderelay_runtime::flaw::{self, Flaw};
-use coderelay_runtime::kafka::{Statistics, context};
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::{self, Entry};
 use coderelay_schemas::topics::{self, TopicNames};
-use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
+use super::deliveries::Deliveries;
 use super::letter::Letter;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
@@ -37,8 +35,9 @@ const DELIVERY_WAIT: Duration = Duration::from_micros(500);
 
 /// A [`Transaction`] over librdkafka's producer.
 ///
-/// Lives until the first doubt: librdkafka lacks KIP-890, so a stray end of a transaction whose result was lost could hit the next one.
-/// A new producer's `init_transactions` raises the epoch and fences whatever is still on its way.
+/// Lives until the first doubt: librdkafka lacks KIP-890, so a stray end of a transaction whose result was lost could hit the next one. Nor
+/// does it begin another transaction once a connection broke, though all is well by what librdkafka says: it has sent again what the
+/// connection had carried. A new producer's `init_transactions` raises the epoch and fences whatever is still on its way.
 pub struct KafkaTransaction {
     producer: BaseProducer<Deliveries>,
     topics: TopicNames,
@@ -62,6 +61,8 @@ impl KafkaTransaction {
             .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
         config.set("allow.auto.create.topics", "false");
+        // Only its log tells that a connection broke.
+        config.set_log_level(RDKafkaLogLevel::Info).set("log_level", "6").set("log.connection.close", "true");
         // One event for each record that was delivered would cost more than all the waiting for them.
         config.set("delivery.report.only.error", "true");
         // Larger requests cost the broker less.
@@ -69,10 +70,7 @@ impl KafkaTransaction {
         default(&mut config, "batch.num.messages", "10000");
         default(&mut config, "queue.buffering.max.kbytes", "131072");
         let producer: BaseProducer<Deliveries> = config
-            .create_with_context(Deliveries {
-                failure: Mutex::default(),
-                clients: Statistics::new(format!("producer-{worker}")),
-            })
+            .create_with_context(Deliveries::new(format!("producer-{worker}")))
             .map_err(|error| Fault::restart("creating the producer", error))?;
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = producer.init_transactions(Timeout::After(REQUEST_TIMEOUT)) {
@@ -127,9 +125,19 @@ impl KafkaTransaction {
         }
     }
 
-    /// Serves the producer's events, among them the deliveries that failed.
+    /// Serves all of the producer's events that there are now. One poll without a time-out serves one.
+    fn serve_events(&self) {
+        let served = || self.producer.context().served();
+        let mut before = None;
+        while before != Some(served()) {
+            before = Some(served());
+            self.producer.poll(Duration::ZERO);
+        }
+    }
+
+    /// Whether a delivery has failed.
     fn check_deliveries(&self) -> Result<(), Fault> {
-        self.producer.poll(Duration::ZERO);
+        self.serve_events();
         match self.producer.context().take_failure() {
             None => Ok(()),
             Some(error) => Err(self.fault("delivering", &error)),
@@ -159,6 +167,10 @@ impl Transaction for KafkaTransaction {
     type Membership = ConsumerGroupMetadata;
 
     fn begin(&mut self) -> Result<(), Fault> {
+        self.serve_events();
+        if let Some(broken) = self.producer.context().broken() {
+            return Err(Fault::restart("beginning a transaction after a connection broke", broken));
+        }
         self.begun = Instant::now();
         self.producer.begin_transaction().map_err(|error| self.fault("beginning a transaction", &error))
     }
@@ -235,46 +247,6 @@ impl Transaction for KafkaTransaction {
         // The client does not abort what it is still committing, and begins nothing before that has ended.
         let ended = self.producer.abort_transaction(patience).or_else(|_| self.producer.commit_transaction(patience));
         ended.map_err(|error| self.fault("reusing the producer", &error))
-    }
-}
-
-/// What the delivery reports of one transaction said.
-struct Deliveries {
-    failure: Mutex<Option<KafkaError>>,
-    clients: Statistics,
-}
-
-impl Deliveries {
-    fn failure(&self) -> MutexGuard<'_, Option<KafkaError>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_failure(&self) -> Option<KafkaError> {
-        self.failure().take()
-    }
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        context::log(level, facility, message);
-    }
-
-    fn stats(&self, statistics: rdkafka::Statistics) {
-        self.clients.record(&statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        context::log_error(&error, reason);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            self.failure().get_or_insert_with(|| error.clone());
-        }
     }
 }
 
