@@ -8,11 +8,15 @@
 //!
 //! Nobody who holds places waits for bytes, so the two semaphores, always taken in this order, cannot deadlock.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::peer::Peer;
 
 /// How much may be on its way to Kafka at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Admission {
     bytes: Arc<Semaphore>,
     packets: Arc<Semaphore>,
     overflow: Arc<Semaphore>,
+    /// Requests that wait for bytes.
+    waiting: AtomicUsize,
 }
 
 /// The right to hold one message's bytes in memory.
@@ -63,20 +69,31 @@ impl Admission {
             bytes: Arc::new(Semaphore::new(limits.bytes as usize)),
             packets: Arc::new(Semaphore::new(limits.packets as usize)),
             overflow: Arc::new(Semaphore::new(limits.overflow as usize)),
+            waiting: AtomicUsize::new(0),
         }
     }
 
-    /// Waits until `length` bytes may be read. Requests are served in the order of their coming; one that is larger
-    /// than the whole budget gets the whole budget.
+    /// Waits until `length` bytes may be read. Connections are served in the order of their coming, one request each; one that is
+    /// larger than the whole budget gets the whole budget.
     ///
-    /// After [`Limits::max_wait`] the answer is a place in the overflow lane, and [`Self::admit`] will refuse it.
-    pub async fn reserve(&self, length: u32) -> Reservation {
+    /// After [`Limits::max_wait`] a place in the overflow lane will do, and then [`Self::admit`] will refuse it.
+    pub async fn reserve(&self, peer: &Peer, length: u32) -> Reservation {
         let charge = length.min(self.limits.bytes);
-        if let Ok(bytes) = timeout(self.limits.max_wait, acquire(&self.bytes, charge)).await {
+        if let Ok(bytes) = Arc::clone(&self.bytes).try_acquire_many_owned(charge) {
             return Reservation { bytes, admitted: true };
         }
-        let bytes = acquire(&self.overflow, length.min(self.limits.overflow)).await;
-        Reservation { bytes, admitted: false }
+        let deadline = Instant::now() + self.limits.max_wait;
+        let _waiting = Waiting::new(&self.waiting);
+        let _turn = peer.turn().await;
+        let mut room = pin!(acquire(&self.bytes, charge));
+        if let Ok(bytes) = timeout_at(deadline, &mut room).await {
+            return Reservation { bytes, admitted: true };
+        }
+        tokio::select! {
+            biased;
+            bytes = room => Reservation { bytes, admitted: true },
+            bytes = acquire(&self.overflow, length.min(self.limits.overflow)) => Reservation { bytes, admitted: false },
+        }
     }
 
     /// Turns a reservation into the permit of a request with this many packets.
@@ -92,6 +109,17 @@ impl Admission {
             Ok(packets) => Ok(Permit { bytes: reservation.bytes, packets }),
             Err(_elapsed) => Err((Exhausted, reservation)),
         }
+    }
+
+    /// Whether others wait for the bytes that a message has reserved and does not fill.
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long a message may be behind its time although others wait: longer than these do, so that messages that hold each other
+    /// up are refused one by one and not all.
+    pub fn patience(&self) -> Duration {
+        2 * self.limits.max_wait
     }
 
     /// Bytes that are spent now.
@@ -114,6 +142,22 @@ impl Admission {
     /// Waits until nothing is spent any more: every packet that was taken has its delivery report.
     pub async fn idle(&self) {
         let _all: Result<SemaphorePermit<'_>, _> = self.packets.acquire_many(self.limits.packets).await;
+    }
+}
+
+/// One request that waits, until dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -154,13 +198,14 @@ fn split_up_to(permit: &mut OwnedSemaphorePermit, wanted: usize) -> OwnedSemapho
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::time::sleep;
 
     const LIMITS: Limits = Limits { bytes: 1000, packets: 10, overflow: 200, max_wait: Duration::from_secs(2) };
 
     #[tokio::test(start_paused = true)]
     async fn the_budget_returns_when_the_packets_do() {
         let admission = Admission::new(LIMITS);
-        let mut permit = admission.admit(admission.reserve(600).await, 2).await.unwrap();
+        let mut permit = admission.admit(admission.reserve(&Peer::default(), 600).await, 2).await.unwrap();
         let first = permit.take_packet(300);
         let second = permit.take_packet(290);
         drop(permit);
@@ -174,30 +219,56 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_waits_for_its_turn_and_is_then_refused() {
         let admission = Admission::new(LIMITS);
-        let held = admission.reserve(900).await;
+        let held = admission.reserve(&Peer::default(), 900).await;
         let started = tokio::time::Instant::now();
-        let refused = admission.reserve(150).await;
+        let refused = admission.reserve(&Peer::default(), 150).await;
         assert_eq!(started.elapsed(), LIMITS.max_wait);
+        assert!(!admission.is_awaited());
         assert!(admission.admit(refused, 1).await.is_err());
         drop(held);
-        let admitted = admission.reserve(150).await;
+        let admitted = admission.reserve(&Peer::default(), 150).await;
         assert!(admission.admit(admitted, 1).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_many_requests_is_not_before_one_with_few() {
+        let admission = Admission::new(LIMITS);
+        let held = admission.reserve(&Peer::default(), 1000).await;
+        let (many, few) = (Peer::default(), Peer::default());
+        let waiting = futures::future::join_all((0..10).map(|_| admission.reserve(&many, 400)));
+        let served = async {
+            tokio::task::yield_now().await;
+            admission.reserve(&few, 400).await
+        };
+        let released = async {
+            sleep(Duration::from_secs(1)).await;
+            drop(held);
+        };
+        tokio::select! {
+            _ = waiting => panic!("there is no room for them all"),
+            (reservation, ()) = async { tokio::join!(served, released) } => {
+                assert!(admission.admit(reservation, 1).await.is_ok());
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn refused_requests_share_a_narrow_lane() {
         let admission = Admission::new(LIMITS);
-        let _held = admission.reserve(1000).await;
-        let first = admission.reserve(150).await;
-        assert!(timeout(Duration::from_secs(60), admission.reserve(150)).await.is_err(), "the lane holds 200 bytes");
+        let _held = admission.reserve(&Peer::default(), 1000).await;
+        let first = admission.reserve(&Peer::default(), 150).await;
+        assert!(
+            timeout(Duration::from_secs(60), admission.reserve(&Peer::default(), 150)).await.is_err(),
+            "the lane holds 200 bytes"
+        );
         drop(first);
-        assert!(timeout(Duration::from_secs(60), admission.reserve(150)).await.is_ok());
+        assert!(timeout(Duration::from_secs(60), admission.reserve(&Peer::default(), 150)).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_larger_than_the_budget_gets_all_of_it() {
         let admission = Admission::new(LIMITS);
-        let mut permit = admission.admit(admission.reserve(5000).await, 50).await.unwrap();
+        let mut permit = admission.admit(admission.reserve(&Peer::default(), 5000).await, 50).await.unwrap();
         let packets: Vec<_> = (0..50).map(|_| permit.take_packet(100)).collect();
         assert!((admission.fill() - 1.0).abs() < f64::EPSILON);
         drop((packets, permit));
@@ -207,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reservation_can_shrink_to_what_arrived() {
         let admission = Admission::new(LIMITS);
-        let mut reservation = admission.reserve(800).await;
+        let mut reservation = admission.reserve(&Peer::default(), 800).await;
         reservation.shrink_to(100);
         assert_eq!(admission.bytes_in_use(), 100);
     }
@@ -215,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_can_be_given_back_before_the_place() {
         let admission = Admission::new(LIMITS);
-        let mut permit = admission.admit(admission.reserve(600).await, 2).await.unwrap();
+        let mut permit = admission.admit(admission.reserve(&Peer::default(), 600).await, 2).await.unwrap();
         permit.release_bytes();
         assert_eq!((admission.bytes_in_use(), admission.packets_in_use()), (0, 2));
     }
@@ -223,7 +294,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_waits_for_the_last_packet() {
         let admission = Arc::new(Admission::new(LIMITS));
-        let permit = admission.admit(admission.reserve(10).await, 1).await.unwrap();
+        let permit = admission.admit(admission.reserve(&Peer::default(), 10).await, 1).await.unwrap();
         assert!(timeout(Duration::from_secs(1), admission.idle()).await.is_err());
         drop(permit);
         admission.idle().await;
@@ -243,7 +314,7 @@ mod tests {
                 let mut held = Vec::new();
                 for sizes in &requests {
                     let length = sizes.iter().sum::<usize>() as u32;
-                    let reservation = admission.reserve(length).await;
+                    let reservation = admission.reserve(&Peer::default(), length).await;
                     if let Ok(mut permit) = admission.admit(reservation, sizes.len() as u32).await {
                         held.extend(sizes.iter().map(|size| permit.take_packet(*size)));
                     } else if !held.is_empty() {

@@ -1,9 +1,9 @@
 //! The configuration of `ingest`: one table a concern, every key with its unit and default.
 //!
 //! Memory has one bound, the sum of: twice `admission.bytes` (a request while it is copied into the Kafka client),
-//! `admission.packets` × 1 KiB, `grpc.max_message_size` for refused requests, 16 MiB a core for inflating, and what HTTP/2 holds
-//! of streams that nobody reads while the budget is spent (`grpc.stream_window` for each such stream, `grpc.connection_window`
-//! at most for each connection).
+//! `admission.packets` × 1 KiB, twice `admission.packets` × 1 KiB for results that clients leave unread, `grpc.max_message_size` for
+//! refused requests, 16 MiB a core for inflating, and what HTTP/2 holds of streams that nobody reads while the budget is spent
+//! (`grpc.stream_window` for each such stream, `grpc.connection_window` at most for each connection).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -133,13 +133,18 @@ pub struct GrpcConfig {
     /// A stream on which nothing moves for this long ends with `DEADLINE_EXCEEDED`.
     #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(86_400)))]
     pub stream_idle_timeout: HumanDuration,
-    /// A message that takes longer than this from its first byte to its last ends its call with `DEADLINE_EXCEEDED`.
+    /// A message that takes longer than this from its first byte to its last ends its call with `DEADLINE_EXCEEDED`. So does one,
+    /// after twice `admission.max_wait`, that will take longer at its present rate while others wait for the room it has reserved.
     #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(3_600)))]
     pub message_timeout: HumanDuration,
+    /// How long a client may take to begin: for its TLS handshake, or for the first bytes of HTTP/2 if there is no TLS. Then its
+    /// connection is closed.
+    #[garde(range(min = HumanDuration::from_millis(100), max = HumanDuration::from_secs(3_600)))]
+    pub handshake_timeout: HumanDuration,
     /// How often a connection is pinged. One that does not answer within `keepalive_timeout` is closed.
     #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(3_600)))]
     pub keepalive_interval: HumanDuration,
-    /// How long a ping may stay unanswered.
+    /// How long a ping may stay unanswered, and anything else that is sent to a client unread by it.
     #[garde(range(min = HumanDuration::from_secs(1), max = HumanDuration::from_secs(3_600)))]
     pub keepalive_timeout: HumanDuration,
     /// Age at which a connection is asked to leave (GOAWAY) and at which a stream ends with `UNAVAILABLE`, so that clients
@@ -163,6 +168,7 @@ impl Default for GrpcConfig {
             connection_window: HumanSize::from_mib(1),
             stream_idle_timeout: HumanDuration::from_secs(600),
             message_timeout: HumanDuration::from_secs(30),
+            handshake_timeout: HumanDuration::from_secs(10),
             keepalive_interval: HumanDuration::from_secs(30),
             keepalive_timeout: HumanDuration::from_secs(20),
             max_connection_age: None,

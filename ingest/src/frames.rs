@@ -5,6 +5,7 @@
 //! times message size. Framing and compression are those of gRPC over HTTP/2 (`PROTOCOL-HTTP2.md`).
 
 use std::io::Read;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,19 @@ use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use http::HeaderMap;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic::body::Body;
 
 use crate::admission::{Admission, Reservation};
 use crate::outcome::Failure;
+use crate::peer::Peer;
 
 /// Compressed flag (1 byte) and length (4 bytes, big-endian).
 const PREFIX: usize = 5;
+
+/// How often a message that is on its way is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Bounds of one message on the wire.
 #[derive(Debug, Clone, Copy)]
@@ -52,11 +57,12 @@ pub struct Frames {
     chunk: Bytes,
     gzip: bool,
     admission: Arc<Admission>,
+    peer: Peer,
     limits: FrameLimits,
 }
 
 impl Frames {
-    /// The messages of a call with these headers and this body.
+    /// The messages of a call with these headers and this body, which came over this connection.
     ///
     /// # Errors
     /// `UNIMPLEMENTED` if the client compresses with anything but gzip.
@@ -64,6 +70,7 @@ impl Frames {
         headers: &HeaderMap,
         body: Body,
         admission: Arc<Admission>,
+        peer: Peer,
         limits: FrameLimits,
     ) -> Result<Self, Failure> {
         let gzip = match headers.get("grpc-encoding").map(http::HeaderValue::as_bytes) {
@@ -74,7 +81,7 @@ impl Frames {
                 return Err(Failure::permanent(Code::Unimplemented, "ENCODING_UNSUPPORTED", message));
             }
         };
-        Ok(Self { body, chunk: Bytes::new(), gzip, admission, limits })
+        Ok(Self { body, chunk: Bytes::new(), gzip, admission, peer, limits })
     }
 
     /// The next message, or `None` when the client has closed its side.
@@ -93,8 +100,8 @@ impl Frames {
         let received = Instant::now();
         let (compressed, length) = self.prefix().await?;
         // A compressed message does not say how far it will expand.
-        let mut reservation =
-            self.admission.reserve(if compressed { self.limits.max_message_size } else { length }).await;
+        let most = if compressed { self.limits.max_message_size } else { length };
+        let mut reservation = self.admission.reserve(&self.peer, most).await;
         let message = self.take(length as usize).await?;
         let message = if compressed { self.expand(&message)? } else { message };
         reservation.shrink_to(message.len() as u32);
@@ -124,23 +131,40 @@ impl Frames {
         if self.chunk.len() >= length {
             return Ok(self.chunk.split_to(length));
         }
-        timeout(self.limits.message_timeout, self.gather(length)).await.unwrap_or_else(|_elapsed| {
-            let message = "the client began a message and did not finish it in time";
-            Err(Failure::permanent(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message))
-        })
+        timeout(self.limits.message_timeout, self.gather(length)).await.unwrap_or_else(|_elapsed| Err(too_slow()))
     }
 
     async fn gather(&mut self, length: usize) -> Result<Bytes, Failure> {
+        let begun = tokio::time::Instant::now();
         let mut gathered = BytesMut::with_capacity(length);
+        let mut look = pin!(sleep(LOOK));
         while gathered.len() < length {
-            if !self.more().await? {
-                let message = "the stream ends in the middle of a message";
-                return Err(Failure::permanent(Code::InvalidArgument, "REQUEST_TRUNCATED", message));
+            tokio::select! {
+                biased;
+                more = self.more() => {
+                    if !more? {
+                        let message = "the stream ends in the middle of a message";
+                        return Err(Failure::permanent(Code::InvalidArgument, "REQUEST_TRUNCATED", message));
+                    }
+                    let share = self.chunk.len().min(length - gathered.len());
+                    gathered.extend_from_slice(&self.chunk.split_to(share));
+                }
+                () = &mut look => {
+                    if self.is_in_the_way(gathered.len(), length, begun.elapsed()) {
+                        return Err(too_slow());
+                    }
+                    look.as_mut().reset(tokio::time::Instant::now() + LOOK);
+                }
             }
-            let share = self.chunk.len().min(length - gathered.len());
-            gathered.extend_from_slice(&self.chunk.split_to(share));
         }
         Ok(gathered.freeze())
+    }
+
+    /// Whether others wait for the room of a message that will not be there in time. Five bytes announce a message of any length, and
+    /// reserve as much: a client that sends no more than these would hold the budget for nothing.
+    fn is_in_the_way(&self, gathered: usize, length: usize, elapsed: Duration) -> bool {
+        let due = length as f64 * elapsed.as_secs_f64() / self.limits.message_timeout.as_secs_f64();
+        (gathered as f64) < due && elapsed >= self.admission.patience() && self.admission.is_awaited()
     }
 
     /// Sees to it that `chunk` has at least one byte; `false` at the end of the stream.
@@ -174,6 +198,12 @@ impl Frames {
         let message = format!("the message has {length} or more bytes; at most {limit} are allowed: split the request");
         Failure::permanent(Code::OutOfRange, "REQUEST_TOO_LARGE", message)
     }
+}
+
+/// The client takes too long over a message.
+fn too_slow() -> Failure {
+    let message = "the client began a message and did not finish it in time";
+    Failure::permanent(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message)
 }
 
 /// The call was silent for longer than it may be.
@@ -221,7 +251,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-encoding", http::HeaderValue::from_static(encoding));
         let budget = Limits { bytes: 2000, packets: 10, overflow: 1000, max_wait: Duration::from_secs(2) };
-        Frames::new(&headers, body, Arc::new(Admission::new(budget)), LIMITS).unwrap()
+        Frames::new(&headers, body, Arc::new(Admission::new(budget)), Peer::default(), LIMITS).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -270,6 +300,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_announced_and_not_sent_gives_way_to_others() {
+        let begun = tokio::time::Instant::now();
+        let mut silent = frames("identity", &message(0, &[0; 1000])[..5], 5, false);
+        let admission = Arc::clone(&silent.admission);
+        let _other = admission.reserve(&Peer::default(), 1000).await;
+        let (failure, reservation) = tokio::join!(silent.next(), async {
+            sleep(Duration::from_secs(3)).await;
+            admission.reserve(&Peer::default(), 500).await
+        });
+        assert_eq!(failure.unwrap_err().reason, "REQUEST_TOO_SLOW");
+        assert!(begun.elapsed() <= admission.patience() + LOOK, "{:?}", begun.elapsed());
+        assert!(admission.admit(reservation, 1).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_compressed_message_is_expanded_within_the_limit() {
         let gzip = |bytes: &[u8]| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -289,7 +334,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-encoding", http::HeaderValue::from_static("br"));
         let admission = Arc::clone(&frames("identity", b"", 1, true).admission);
-        let refused = Frames::new(&headers, Body::empty(), admission, LIMITS).unwrap_err();
+        let refused = Frames::new(&headers, Body::empty(), admission, Peer::default(), LIMITS).unwrap_err();
         assert_eq!(refused.code, Code::Unimplemented);
     }
 }

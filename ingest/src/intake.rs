@@ -9,16 +9,29 @@ use tonic::Code;
 use tracing::Instrument;
 
 use crate::ack::Ack;
-use crate::admission::{Admission, Exhausted, Permit};
+use crate::admission::{Admission, Exhausted, Permit, Reservation};
 use crate::frames::Frame;
 use crate::metrics::METRICS;
 use crate::mirror::Mirror;
 use crate::outcome::{Failure, Outcome};
+use crate::peer::Peer;
 use crate::producer::{Delivery, Producer, RequestHeaders};
 use crate::reply::{Reply, Slot};
 use crate::trace::Origin;
+use crate::unread::{Full, Unread};
 use crate::validate::{Invalid, Pace, Valid, Validator};
 use crate::wire::{Call, RawRequest, RequestError};
+
+/// Whose requests they are, and what was agreed for all of them.
+#[derive(Debug)]
+pub struct Caller {
+    /// What the call is called.
+    pub origin: Origin,
+    /// What the acknowledgement of its packets is to promise.
+    pub ack: Ack,
+    /// The connection it came over.
+    pub peer: Peer,
+}
 
 /// What every call needs, one per process.
 #[derive(Debug)]
@@ -27,6 +40,8 @@ pub struct Intake {
     pub admission: Arc<Admission>,
     /// The rules.
     pub validator: Validator,
+    /// The budget of results that clients have not read.
+    pub unread: Arc<Unread>,
     /// The way out.
     pub producer: Arc<Producer>,
     /// The other region, where there is one that confirms packets.
@@ -50,34 +65,44 @@ impl Intake {
     /// to Kafka in the order in which they stand in the request.
     ///
     /// # Errors
-    /// A message that is no request. It has no packets that could be answered: the call ends.
-    pub async fn take(&self, call: Call, frame: Frame, slot: Slot, origin: &Origin, ack: Ack) -> Result<(), Failure> {
+    /// A message that is no request: it has no packets that could be answered. Or there is no place for the answers. The call ends.
+    pub async fn take(&self, call: Call, frame: Frame, slot: Slot, caller: &Caller) -> Result<(), Failure> {
         let Frame { message, reservation, received } = frame;
         let size = message.len();
         let request = RawRequest::decode(call, message, self.max_packets)?;
-        let packets = request.packets.len();
-        METRICS.request_read(packets, size);
+        METRICS.request_read(request.count, size);
 
+        let admitted = self.admit(reservation, request.count, caller.ack).await;
+        let places = self.unread.reserve(&caller.peer, request.count as u32).await;
+        let places = places.map_err(|Full| self.unread_answers())?;
         let topic = Arc::clone(self.producer.topic());
-        let reply = Reply::new(request.seq, packets, topic, received, slot);
+        let reply = Reply::new(request.seq, request.count, topic, received, slot, places);
+        match admitted {
+            Ok(permit) => {
+                let span = caller.origin.span(request.count, self.exports_traces);
+                let traceparent = caller.origin.traceparent(&span);
+                let headers = self.producer.request_headers(&traceparent, caller.origin.tracestate());
+                self.produce(request, &reply, permit, &headers, caller.ack).instrument(span).await;
+            }
+            Err((refusal, _reservation)) => reply.fail_all(&refusal),
+        }
+        Ok(())
+    }
+
+    /// A refused request keeps its reservation until the answers are made.
+    async fn admit(
+        &self,
+        reservation: Reservation,
+        packets: usize,
+        ack: Ack,
+    ) -> Result<Permit, (Failure, Reservation)> {
         if ack == Ack::Mirrored
             && let Some(Err(behind)) = self.mirror.as_ref().map(|mirror| mirror.admit())
         {
-            // The reservation is held until the answers are made.
-            reply.fail_all(&behind);
-            drop(reservation);
-            return Ok(());
+            return Err((behind, reservation));
         }
-        match self.admission.admit(reservation, packets as u32).await {
-            Ok(permit) => {
-                let span = origin.span(packets, self.exports_traces);
-                let traceparent = origin.traceparent(&span);
-                let headers = self.producer.request_headers(&traceparent, origin.tracestate());
-                self.produce(request, &reply, permit, &headers, ack).instrument(span).await;
-            }
-            Err((Exhausted, _reservation)) => reply.fail_all(&self.exhausted()),
-        }
-        Ok(())
+        let admitted = self.admission.admit(reservation, packets as u32).await;
+        admitted.map_err(|(Exhausted, reservation)| (self.exhausted(), reservation))
     }
 
     async fn produce(
@@ -91,7 +116,7 @@ impl Intake {
         let (now, sent) = (SystemTime::now(), Instant::now());
         let mut pace = Pace::default();
         let mut value = Vec::new();
-        for (index, raw) in request.packets.into_iter().enumerate() {
+        for (index, raw) in request.packets().enumerate() {
             let permit = permit.take_packet(raw.len());
             match self.validator.check(raw, now, &mut pace).await {
                 Ok(Valid { id, packet }) => {
@@ -106,6 +131,11 @@ impl Intake {
     fn exhausted(&self) -> Failure {
         let message = "too much is on its way to Kafka already: slow down, then send the packet again";
         Failure::transient(Code::ResourceExhausted, "ADMISSION_EXHAUSTED", message, self.retry_after)
+    }
+
+    fn unread_answers(&self) -> Failure {
+        let message = "too many answers wait for their clients to read them: read yours, then send the packets again";
+        Failure::transient(Code::ResourceExhausted, "ANSWERS_UNREAD", message, self.retry_after)
     }
 
     /// The end of calls that a leaving process does not serve to their own end.

@@ -9,6 +9,7 @@ use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 use crate::admission::Admission;
 use crate::mirror::Mirror;
+use crate::unread::Unread;
 
 /// The instruments.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics::new(&meter()));
@@ -107,8 +108,8 @@ impl Metrics {
         }
     }
 
-    /// Shows how much of the budget is spent.
-    pub fn watch(admission: &Arc<Admission>) {
+    /// Shows how much of the budgets is spent.
+    pub fn watch(admission: &Arc<Admission>, unread: &Arc<Unread>) {
         let meter = meter();
         let budget = Arc::clone(admission);
         meter
@@ -121,6 +122,12 @@ impl Metrics {
             .u64_observable_gauge("coderelay.ingest.in_flight.packets")
             .with_description("Packets between their decoding and their answer")
             .with_callback(move |observer| observer.observe(budget.packets_in_use(), &[]))
+            .build();
+        let unread = Arc::clone(unread);
+        meter
+            .u64_observable_gauge("coderelay.ingest.unread.results")
+            .with_description("Results that have their place among those that clients have not read")
+            .with_callback(move |observer| observer.observe(unread.in_use(), &[]))
             .build();
     }
 

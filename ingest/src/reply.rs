@@ -10,9 +10,19 @@ use tonic::{Code, Status};
 
 use crate::metrics::METRICS;
 use crate::outcome::{Failure, Outcome};
+use crate::unread::Places;
 
 /// What travels back to a client: the results of one request, or the status that ends the call.
-pub type Answer = Result<Vec<PublishResult>, Status>;
+pub type Answer = Result<Results, Status>;
+
+/// The results of one request, and their place among those that wait to be read.
+#[derive(Debug)]
+pub struct Results {
+    /// One per packet.
+    pub results: Vec<PublishResult>,
+    /// Given back when the results have left for the socket.
+    pub places: Places,
+}
 
 /// A place for the answer, reserved before the request was read: sending never waits, so that a delivery report may.
 pub type Slot = OwnedPermit<Answer>;
@@ -35,12 +45,13 @@ struct Open {
     outcomes: Vec<Option<(Option<PacketId>, Outcome)>>,
     missing: usize,
     slot: Slot,
+    places: Places,
 }
 
 impl Reply {
     /// An answer that waits for `packets` outcomes. Without packets it is sent at once.
-    pub fn new(seq: u64, packets: usize, topic: Arc<str>, received: Instant, slot: Slot) -> Arc<Self> {
-        let open = Open { outcomes: vec![None; packets], missing: packets, slot };
+    pub fn new(seq: u64, packets: usize, topic: Arc<str>, received: Instant, slot: Slot, places: Places) -> Arc<Self> {
+        let open = Open { outcomes: vec![None; packets], missing: packets, slot, places };
         let reply = Arc::new(Self { seq, packets, topic, received, open: Mutex::new(Some(open)) });
         if packets == 0 {
             reply.send();
@@ -70,10 +81,9 @@ impl Reply {
 
     fn send(&self) {
         let taken = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(open) = taken else { return };
-        METRICS.request_answered(self.received.elapsed(), open.outcomes.iter().flatten().map(|(_, o)| o.reason()));
-        let results = open
-            .outcomes
+        let Some(Open { outcomes, slot, mut places, .. }) = taken else { return };
+        METRICS.request_answered(self.received.elapsed(), outcomes.iter().flatten().map(|(_, o)| o.reason()));
+        let results = outcomes
             .into_iter()
             .enumerate()
             .map(|(index, settled)| {
@@ -83,7 +93,8 @@ impl Reply {
             })
             .collect();
         // Nobody there to read it: the client has left, and what was produced stays produced.
-        let _sender = open.slot.send(Ok(results));
+        places.complete();
+        let _sender = slot.send(Ok(Results { results, places }));
     }
 }
 
@@ -100,14 +111,22 @@ fn forgotten() -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Peer;
+    use crate::unread::Unread;
     use coderelay_schemas::pb::publish_result::Outcome as Wire;
+    use futures::FutureExt;
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
     fn reply(seq: u64, packets: usize) -> (Arc<Reply>, mpsc::Receiver<Answer>) {
         let (sender, receiver) = mpsc::channel(1);
         let slot = sender.try_reserve_owned().unwrap();
-        (Reply::new(seq, packets, "t".into(), Instant::now(), slot), receiver)
+        let places = Unread::new(100).reserve(&Peer::default(), packets as u32).now_or_never().unwrap().unwrap();
+        (Reply::new(seq, packets, "t".into(), Instant::now(), slot, places), receiver)
+    }
+
+    fn results(receiver: &mut mpsc::Receiver<Answer>) -> Vec<PublishResult> {
+        receiver.try_recv().unwrap().unwrap().results
     }
 
     fn committed(offset: i64) -> Outcome {
@@ -117,7 +136,7 @@ mod tests {
     #[test]
     fn an_empty_request_is_answered_at_once() {
         let (_reply, mut receiver) = reply(5, 0);
-        assert_eq!(receiver.try_recv().unwrap().unwrap(), []);
+        assert_eq!(results(&mut receiver), []);
     }
 
     #[test]
@@ -126,7 +145,7 @@ mod tests {
         reply.settle(1, None, committed(10));
         assert!(receiver.try_recv().is_err());
         reply.settle(0, None, committed(11));
-        let results = receiver.try_recv().unwrap().unwrap();
+        let results = results(&mut receiver);
         assert_eq!(results.iter().map(|r| r.seq).collect::<Vec<_>>(), [5, 6]);
     }
 
@@ -135,7 +154,7 @@ mod tests {
         let (reply, mut receiver) = reply(0, 1);
         reply.settle(0, None, committed(1));
         reply.settle(0, None, committed(2));
-        let results = receiver.try_recv().unwrap().unwrap();
+        let results = results(&mut receiver);
         assert!(matches!(&results[0].outcome, Some(Wire::Committed(c)) if c.offset == 1));
         assert!(receiver.try_recv().is_err());
     }
@@ -145,7 +164,7 @@ mod tests {
         let (reply, mut receiver) = reply(0, 2);
         reply.settle(0, None, committed(1));
         drop(reply);
-        let results = receiver.try_recv().unwrap().unwrap();
+        let results = results(&mut receiver);
         assert!(matches!(&results[1].outcome, Some(Wire::Error(status)) if status.code == Code::Internal as i32));
     }
 
@@ -160,7 +179,7 @@ mod tests {
     fn numbers_wrap_rather_than_overflow() {
         let (reply, mut receiver) = reply(u64::MAX, 2);
         reply.fail_all(&forgotten());
-        assert_eq!(receiver.try_recv().unwrap().unwrap().iter().map(|r| r.seq).collect::<Vec<_>>(), [u64::MAX, 0]);
+        assert_eq!(results(&mut receiver).iter().map(|r| r.seq).collect::<Vec<_>>(), [u64::MAX, 0]);
     }
 
     proptest! {
@@ -179,7 +198,7 @@ mod tests {
                     reply.settle(*index, None, committed(*index as i64));
                 }
             });
-            let results = receiver.try_recv().unwrap().unwrap();
+            let results = results(&mut receiver);
             prop_assert_eq!(results.len(), 64);
             for (index, result) in results.iter().enumerate() {
                 prop_assert_eq!(result.seq, 100 + index as u64);

@@ -22,16 +22,24 @@ use crate::admission::{Admission, Limits};
 use crate::config::{GrpcConfig, IngestConfig, TlsConfig};
 use crate::frames::FrameLimits;
 use crate::intake::Intake;
-use crate::listener::LINGER;
+use crate::listener::{Deadlines, LINGER};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::producer::Producer;
 use crate::service::{CallLimits, IngestService};
+use crate::unread::Unread;
 use crate::validate::Validator;
 use crate::{follower, listener, monitor};
 
 /// Reset streams that a connection may have waiting to be accepted, against rapid resets (CVE-2023-44487).
 const PENDING_RESETS: usize = 32;
+
+/// Streams of a connection that may be reset here for its client's mistakes, against resets that the client provokes
+/// (CVE-2025-8671). tonic's default is no limit.
+const PROVOKED_RESETS: usize = 1_024;
+
+/// Largest request of the health and reflection services, whose requests are names. Their messages are in no budget.
+const NAMES_SIZE: usize = 4 * 1024;
 
 /// Part of the grace period that is kept for answering what Kafka did not acknowledge in time.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -52,7 +60,7 @@ pub async fn run(config: IngestConfig, shutdown: CancellationToken) -> anyhow::R
     let mirror = mirror.context("the other region's Kafka client cannot be made")?.map(Arc::new);
     let producer = Producer::new(&config, mirror.clone(), broken.clone()).context("the Kafka client cannot be made")?;
     let intake = Arc::new(intake(&config, Arc::new(producer), mirror));
-    Metrics::watch(&intake.admission);
+    Metrics::watch(&intake.admission, &intake.unread);
     let following = intake.mirror.as_ref().map(|mirror| {
         Metrics::watch_mirror(mirror);
         follower::follow(Arc::clone(mirror), Arc::clone(&intake.producer))
@@ -85,7 +93,10 @@ fn intake(config: &IngestConfig, producer: Arc<Producer>, mirror: Option<Arc<Mir
         overflow: config.grpc.max_message_size.get() as u32,
         max_wait: config.admission.max_wait.get(),
     };
+    // Every packet on its way has its result still to come, and as many may be waiting to be read.
+    let results = config.admission.packets.saturating_mul(2).max(config.grpc.max_packets);
     Intake {
+        unread: Arc::new(Unread::new(results)),
         admission: Arc::new(Admission::new(limits)),
         validator: Validator::new(config.limits.clone()),
         producer,
@@ -129,31 +140,41 @@ fn serve(
         unanswered: config.max_unanswered as usize,
         age: config.max_connection_age.map(HumanDuration::get),
     };
-    let draining = intake.draining.clone();
+    let (draining, unread) = (intake.draining.clone(), Arc::clone(&intake.unread));
     let service = IngestService::new(intake, config.max_streams as usize, limits);
     // Python's client and older tools ask for v1alpha only.
     let describe = || Reflection::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
-    let (reflection, reflection_alpha) = (describe().build_v1()?, describe().build_v1alpha()?);
+    let reflection = describe().build_v1()?.max_decoding_message_size(NAMES_SIZE);
+    let reflection_alpha = describe().build_v1alpha()?.max_decoding_message_size(NAMES_SIZE);
 
     let mut server = Server::builder()
         .initial_stream_window_size(config.stream_window.get() as u32)
         .initial_connection_window_size(config.connection_window.get() as u32)
         .max_concurrent_streams(config.max_streams_per_connection)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(PROVOKED_RESETS))
         .http2_keepalive_interval(Some(config.keepalive_interval.get()))
         .http2_keepalive_timeout(Some(config.keepalive_timeout.get()));
     if let Some(age) = limits.age {
         server = server.max_connection_age(age);
     }
     if let Some(tls) = &config.tls {
-        server = server.tls_config(server_tls(tls)?)?;
+        server = server.tls_config(server_tls(tls)?.timeout(config.handshake_timeout.get()))?;
     }
     let address: SocketAddr = listener.local_addr()?;
     tracing::info!(%address, tls = config.tls.is_some(), "gRPC server listens");
-    let connections = listener::connections(listener, config.max_connections as usize);
+    let (pings, patience) = (config.keepalive_interval.get(), config.keepalive_timeout.get());
+    let deadlines = Deadlines {
+        handshake: config.handshake_timeout.get(),
+        // Longer than hyper waits for the answer to a ping: its own way to close a connection is the politer one.
+        silence: pings + patience + LINGER,
+        stall: patience + LINGER,
+        tls: config.tls.is_some(),
+    };
+    let connections = listener::connections(listener, config.max_connections as usize, deadlines, unread);
     let serving = server
         .add_service(service)
-        .add_service(health)
+        .add_service(health.max_decoding_message_size(NAMES_SIZE))
         .add_service(reflection)
         .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(connections, draining.cancelled_owned());

@@ -8,31 +8,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use coderelay_schemas::pb::{PublishBatchResponse, PublishResponse};
-use futures::{Stream, StreamExt};
-use http::{HeaderValue, Request, Response, header};
-use prost::Message;
+use http::{Request, Response};
+use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::codec::{EncodeBody, SingleMessageCompressionOverride};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
-use tonic_prost::ProstEncoder;
 use tower::Service;
 
 use crate::ack::Ack;
 use crate::frames::{FrameLimits, Frames, gone};
-use crate::intake::Intake;
+use crate::intake::{Caller, Intake};
 use crate::metrics::METRICS;
 use crate::outcome::Failure;
+use crate::peer::Peer;
 use crate::reply::Answer;
-use crate::stream;
 use crate::trace::{Origin, REQUEST_ID};
 use crate::wire::Call;
-
-/// Results from which on a response is not added to: clients refuse large messages, gRPC's own limit is 4 MiB.
-const RESULTS_GATHERED: usize = 100;
+use crate::{response, stream};
 
 /// `coderelay.v1.Ingest`.
 #[derive(Debug, Clone)]
@@ -69,15 +63,16 @@ impl IngestService {
         };
         let origin = Origin::of(call, &parts.headers);
         let request_id = origin.request_id.clone();
+        let peer = parts.extensions.get::<Peer>().cloned().unwrap_or_default();
         let admission = Arc::clone(&self.intake.admission);
         let opened = self.open().and_then(|permit| {
             let ack = Ack::of(&parts.headers, self.intake.default_ack, self.intake.mirror.is_some())?;
-            let frames = Frames::new(&parts.headers, body, admission, self.limits.frame)?;
-            Ok((permit, frames, ack))
+            let frames = Frames::new(&parts.headers, body, admission, peer.clone(), self.limits.frame)?;
+            Ok((permit, frames, Caller { origin, ack, peer }))
         });
         let answered = match (call, opened) {
-            (Call::Publish, Ok((permit, frames, ack))) => Ok(self.publish(frames, origin, ack, permit)),
-            (Call::PublishBatch, Ok((_permit, frames, ack))) => self.publish_batch(frames, origin, ack).await,
+            (Call::Publish, Ok((permit, frames, caller))) => Ok(self.publish(frames, caller, permit)),
+            (Call::PublishBatch, Ok((_permit, frames, caller))) => self.publish_batch(frames, caller).await,
             (_, Err(refused)) => {
                 METRICS.call_failed(refused.reason);
                 Err(refused.into())
@@ -98,28 +93,28 @@ impl IngestService {
         })
     }
 
-    fn publish(self, frames: Frames, origin: Origin, ack: Ack, permit: OwnedSemaphorePermit) -> Response<Body> {
+    fn publish(self, frames: Frames, caller: Caller, permit: OwnedSemaphorePermit) -> Response<Body> {
         let (answers, answered) = mpsc::channel(self.limits.unanswered);
         let stream = stream::Stream {
             intake: Arc::clone(&self.intake),
             frames,
             answers,
-            origin,
-            ack,
+            caller,
             idle_timeout: self.limits.frame.idle_timeout,
             until: self.limits.age.map(|age| Instant::now() + age),
         };
         // Not bound to the response: a request that was taken is worked to its end even if its client has left.
         self.intake.calls.spawn(stream.run());
         let token = (self.intake.calls.token(), permit);
-        let responses = responses(answered).map(move |response| {
-            let _open_until_the_last = &token;
-            response
-        });
-        respond(responses)
+        response::streaming(answered).map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _open_until_the_last = &token;
+                frame
+            }))
+        })
     }
 
-    async fn publish_batch(self, mut frames: Frames, origin: Origin, ack: Ack) -> Result<Response<Body>, Status> {
+    async fn publish_batch(self, mut frames: Frames, caller: Caller) -> Result<Response<Body>, Status> {
         let _token = self.intake.calls.token();
         let taken = async {
             let frame = tokio::select! {
@@ -131,54 +126,17 @@ impl IngestService {
             };
             let (answers, mut answered) = mpsc::channel::<Answer>(1);
             let slot = answers.try_reserve_owned().map_err(|_| gone())?;
-            self.intake.take(Call::PublishBatch, frame, slot, &origin, ack).await?;
+            self.intake.take(Call::PublishBatch, frame, slot, &caller).await?;
             answered.recv().await.ok_or_else(gone)
         };
         match taken.await {
-            Ok(answer) => {
-                let response = PublishBatchResponse { results: answer? };
-                Ok(respond(tokio_stream::once(Ok(response))))
-            }
+            Ok(answer) => Ok(response::unary(answer?)),
             Err(failure) => {
                 METRICS.call_failed(failure.reason);
                 Err(failure.into())
             }
         }
     }
-}
-
-/// Answers that are ready together leave in one response: where every packet has a request of its own, a message for each
-/// would cost both sides more than its result.
-fn responses(answers: mpsc::Receiver<Answer>) -> impl Stream<Item = Result<PublishResponse, Status>> {
-    futures::stream::unfold((answers, None), |(mut answers, end)| async {
-        let first = match end {
-            Some(status) => Err(status),
-            None => answers.recv().await?,
-        };
-        let mut results = match first {
-            Ok(results) => results,
-            Err(status) => return Some((Err(status), (answers, None))),
-        };
-        let mut end = None;
-        while results.len() < RESULTS_GATHERED && end.is_none() {
-            match answers.try_recv() {
-                Ok(Ok(more)) => results.extend(more),
-                Ok(Err(status)) => end = Some(status),
-                Err(_none_ready) => break,
-            }
-        }
-        Some((Ok(PublishResponse { results }), (answers, end)))
-    })
-}
-
-/// A response as gRPC frames it. Never compressed: it is mostly ids.
-fn respond<M: Message + 'static>(messages: impl Stream<Item = Result<M, Status>> + Send + 'static) -> Response<Body> {
-    let encoder = ProstEncoder::<M>::default();
-    let body = EncodeBody::new_server(encoder, messages, None, SingleMessageCompressionOverride::default(), None);
-    let mut response = Response::new(Body::new(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    response.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip"));
-    response
 }
 
 impl NamedService for IngestService {
@@ -197,46 +155,5 @@ impl Service<Request<Body>> for IngestService {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move { Ok(service.call_method(request).await) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use coderelay_schemas::pb::PublishResult;
-
-    fn results(seqs: std::ops::Range<u64>) -> Vec<PublishResult> {
-        seqs.map(|seq| PublishResult { seq, ..Default::default() }).collect()
-    }
-
-    async fn sent(answers: impl IntoIterator<Item = Answer>) -> Vec<Result<Vec<u64>, Code>> {
-        let (sender, receiver) = mpsc::channel(64);
-        for answer in answers {
-            sender.try_send(answer).unwrap();
-        }
-        drop(sender);
-        let seqs = |response: PublishResponse| response.results.iter().map(|result| result.seq).collect();
-        responses(receiver).map(|response| response.map(seqs).map_err(|status| status.code())).collect().await
-    }
-
-    #[tokio::test]
-    async fn answers_that_are_ready_together_leave_in_one_response_and_the_status_after_them() {
-        let answers = (0..5).map(|seq| Ok(results(seq..seq + 1))).chain([Err(Status::unavailable("draining"))]);
-        assert_eq!(sent(answers).await, [Ok(vec![0, 1, 2, 3, 4]), Err(Code::Unavailable)]);
-        assert_eq!(sent([Err(Status::unavailable("draining"))]).await, [Err(Code::Unavailable)]);
-    }
-
-    #[tokio::test]
-    async fn every_result_leaves_once_and_no_response_grows_much_over_its_largest_answer() {
-        let ranges = (0..60_u64).map(|n| n * 7..n * 7 + 7).chain([420..1420, 1420..1421]);
-        let responses: Vec<Vec<u64>> =
-            sent(ranges.map(|range| Ok(results(range)))).await.into_iter().map(Result::unwrap).collect();
-        assert_eq!(responses.concat(), (0..1421).collect::<Vec<_>>());
-        assert!(responses.len() > 3 && responses.iter().all(|seqs| seqs.len() < RESULTS_GATHERED + 1000));
-    }
-
-    #[tokio::test]
-    async fn an_answer_without_results_is_a_response_too() {
-        assert_eq!(sent([Ok(results(0..0))]).await, [Ok(vec![])]);
     }
 }

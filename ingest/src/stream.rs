@@ -9,13 +9,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 
-use crate::ack::Ack;
 use crate::frames::{Frames, gone, idle};
-use crate::intake::Intake;
+use crate::intake::{Caller, Intake};
 use crate::metrics::METRICS;
 use crate::outcome::Failure;
 use crate::reply::{Answer, Slot};
-use crate::trace::Origin;
 use crate::wire::Call;
 
 /// A Publish stream. Its answers' channel has one place per request that may be unanswered.
@@ -27,9 +25,7 @@ pub struct Stream {
     /// Where the answers go.
     pub answers: Sender<Answer>,
     /// Who sends them.
-    pub origin: Origin,
-    /// What the acknowledgement of its packets is to promise.
-    pub ack: Ack,
+    pub caller: Caller,
     /// How long the client may leave its answers unread.
     pub idle_timeout: Duration,
     /// When the stream must end.
@@ -53,7 +49,7 @@ impl Stream {
     }
 
     async fn read(&mut self) -> Result<(), Failure> {
-        let Self { intake, frames, answers, origin, ack, idle_timeout, until } = self;
+        let Self { intake, frames, answers, caller, idle_timeout, until } = self;
         // Made once: to register with a token or a timer for every request costs as much as to read a small one.
         let mut ended = pin!(ended(intake, *until));
         let mut closed = pin!(answers.closed());
@@ -70,7 +66,7 @@ impl Stream {
                 frame = frames.next() => frame?,
             };
             match frame {
-                Some(frame) => intake.take(Call::Publish, frame, slot, origin, *ack).await?,
+                Some(frame) => intake.take(Call::Publish, frame, slot, caller).await?,
                 None => return Ok(()),
             }
         }

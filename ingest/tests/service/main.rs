@@ -3,8 +3,10 @@
 // Helpers are not test functions, which is where clippy.toml allows these.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod http2;
 mod world;
 
+mod abuse;
 mod bad_input;
 mod clients;
 mod contract;

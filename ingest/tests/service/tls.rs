@@ -92,3 +92,14 @@ async fn clients_without_a_certificate_are_turned_away() {
         assert!(publish(channel).await.is_err());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_is_never_finished_gives_its_place_back() {
+    coderelay_runtime::tls::install_provider();
+    let authority = Authority::new();
+    let mut settings = authority.server();
+    settings.extend(["grpc.max_connections=1".to_owned(), "grpc.handshake_timeout=1s".to_owned()]);
+    let world = start(settings).await;
+    let _silent = tokio::net::TcpStream::connect(("127.0.0.1", world.port)).await.unwrap();
+    publish(authority.connect(&world, None).await.unwrap()).await.unwrap();
+}
