@@ -184,6 +184,7 @@ impl Row for Listed {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     pub(crate) fn letter(headers: &[(&str, &str)]) -> DeadLetter {
         DeadLetter {
@@ -192,6 +193,24 @@ pub(crate) mod tests {
             key: Some(b"team/relay".to_vec()),
             value: Some(vec![0xff]),
             headers: headers.iter().map(|(key, value)| ((*key).to_owned(), Some(value.as_bytes().to_vec()))).collect(),
+        }
+    }
+
+    proptest! {
+        /// Anyone may write to the topic.
+        #[test]
+        fn any_headers_can_be_listed(
+            values in prop::collection::vec((0..HEADERS.len(), any::<Option<Vec<u8>>>()), 0..12),
+            number in any::<i64>(),
+            timestamp in any::<Option<i64>>(),
+            value in any::<Option<Vec<u8>>>(),
+        ) {
+            let mut headers: Vec<_> = values.into_iter().map(|(at, value)| (HEADERS[at].to_owned(), value)).collect();
+            headers.push((DLQ_TIMESTAMP.to_owned(), Some(number.to_string().into_bytes())));
+            let letter = DeadLetter { timestamp, value, headers, ..letter(&[]) };
+            prop_assert_eq!(Listed::from(&letter).cells().len(), Listed::HEADER.len());
+            prop_assert_eq!(letter.original_headers().count(), 0);
+            let _ = (letter.reason(), letter.origin(), letter.identity());
         }
     }
 

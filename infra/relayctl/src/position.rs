@@ -73,10 +73,13 @@ pub(crate) fn millis(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
-/// RFC 3339 with milliseconds, UTC; empty where there is no time.
+/// RFC 3339 with milliseconds, UTC; empty where there is no time, or one for which the format has no year.
 pub(crate) fn rfc3339(millis: Option<i64>) -> String {
+    const YEAR_10000: u64 = 253_402_300_800_000;
+
     millis
         .and_then(|millis| u64::try_from(millis).ok())
+        .filter(|millis| *millis < YEAR_10000)
         .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
         .map(|time| humantime::format_rfc3339_millis(time).to_string())
         .unwrap_or_default()

@@ -138,7 +138,8 @@ impl Row for Record {
 
 impl PacketView {
     pub(crate) fn new(packet: &CodePacket, content: bool) -> Self {
-        let created_at = packet.created_at.as_ref().map(|at| at.seconds * 1000 + i64::from(at.nanos) / 1_000_000);
+        let created_at =
+            packet.created_at.and_then(|at| at.seconds.checked_mul(1000)?.checked_add(i64::from(at.nanos) / 1_000_000));
         Self {
             repo_id: packet.repo_id.clone(),
             packet_id: hex::encode(&packet.packet_id),
@@ -198,6 +199,17 @@ fn headers_of(message: &BorrowedMessage<'_>) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
     use crate::source::Source;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_time_and_any_content_can_be_shown(seconds in any::<i64>(), nanos in any::<i32>(), content in any::<Vec<u8>>()) {
+            let mut packet = CodePacket { content: content.into(), ..CodePacket::default() };
+            let created_at = packet.created_at.get_or_insert_default();
+            (created_at.seconds, created_at.nanos) = (seconds, nanos);
+            serde_json::to_string(&PacketView::new(&packet, true)).unwrap();
+        }
+    }
 
     #[test]
     fn content_is_text_where_it_can_be() {

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod http2;
+#[path = "../../../schemas/tests/support/mutation.rs"]
+mod mutation;
 mod world;
 
 mod abuse;
@@ -11,6 +13,7 @@ mod bad_input;
 mod clients;
 mod contract;
 mod mirrored;
+mod mutated;
 mod outage;
 mod region_loss;
 mod shutdown;

@@ -125,6 +125,18 @@ impl World {
         records(&self.bootstrap, &self.topic).await
     }
 
+    /// How many records the topic has.
+    pub(crate) async fn stored(&self) -> i64 {
+        let (bootstrap, topic) = (self.bootstrap.clone(), self.topic.clone());
+        let count = move || {
+            let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();
+            let ends =
+                (0..PARTITIONS).map(|partition| consumer.fetch_watermarks(&topic, partition, PATIENCE).unwrap().1);
+            ends.sum()
+        };
+        tokio::task::spawn_blocking(count).await.unwrap()
+    }
+
     /// Each check and its outcome.
     pub(crate) async fn checks(&self) -> String {
         let url = format!("http://127.0.0.1:{}/readyz?verbose", self.admin);

@@ -4,6 +4,9 @@ mod crash;
 mod dead_letters;
 mod doubt;
 mod fencing;
+mod mutated;
+#[path = "../../../schemas/tests/support/mutation.rs"]
+mod mutation;
 mod rebalance;
 mod regions;
 mod relay;
