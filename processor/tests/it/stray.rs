@@ -3,14 +3,9 @@
 
 use std::time::Duration;
 
-use coderelay_devstack::{Action, Api, Builder, Rule, Stack};
+use coderelay_devstack::{Action, Api, Rule, Stack};
 
 use crate::support::{ProcessorBuilder, World, batch, eventually};
-
-async fn world(stack: Builder) -> World {
-    let stack = stack.cql(true).linked(true).start().await.unwrap();
-    World::on(Box::leak(Box::new(stack))).await
-}
 
 fn processor(world: &World) -> ProcessorBuilder<'_> {
     let processor = world.processor("a").set("group.workers", 1).set("batch.max_records", 50);
@@ -19,7 +14,8 @@ fn processor(world: &World) -> ProcessorBuilder<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_arrives_late_ends_no_other_transaction() {
-    let world = world(Stack::builder()).await;
+    let stack = Stack::builder().cql(true).linked(true).start().await.unwrap();
+    let world = World::on(Box::leak(Box::new(stack))).await;
     let (records, ids) = batch(0..600);
     // librdkafka commits once more after 100 ms and says nothing of it; the next transaction then publishes for 200 ms.
     let late = Action::Stray(Duration::from_millis(250));
@@ -35,8 +31,9 @@ async fn a_commit_that_arrives_late_ends_no_other_transaction() {
 /// On brokers that do not verify such a request: those before 3.8, or told not to.
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_that_a_stray_request_has_left_pending_are_let_go_by_the_next_start() {
-    let unverified = "transaction.partition.verification.enable";
-    let world = world(Stack::builder().broker_property(unverified, "false")).await;
+    let stack = Stack::builder().cql(true).linked(true);
+    let stack = stack.broker_property("transaction.partition.verification.enable", "false").start().await.unwrap();
+    let world = World::on(Box::leak(Box::new(stack))).await;
     let (records, ids) = batch(0..300);
     let first = processor(&world).set("batch.max_records", 1000).ready().await;
     // By then the transaction that it was made for has long been committed.
