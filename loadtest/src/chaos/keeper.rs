@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::history::History;
-use super::plan::Crash;
+use super::plan::Mishap;
 
 /// Between a process's end and its next start.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -18,6 +18,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_secs(30);
 /// Where services look for their failpoints.
 const FAILPOINTS: &str = "FAILPOINTS";
+
+/// In the grammar of the `fail` crate.
+fn failpoints(Mishap { edge, after, stall }: &Mishap) -> String {
+    match stall {
+        None => format!("{edge}={after}*off->return"),
+        Some(stall) => format!("{edge}={after}*off->1*sleep({})", stall.as_millis()),
+    }
+}
 
 /// One service, kept alive.
 #[derive(Debug)]
@@ -29,16 +37,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. Its first lives end at `crashes`, one after the other.
-    pub fn keep(launch: Launch, name: &str, crashes: Vec<Crash>, history: Arc<History>) -> Self {
+    /// Starts it. `mishaps` befall its first lives, one after the other.
+    pub fn keep(launch: Launch, name: &str, mishaps: Vec<Mishap>, history: Arc<History>) -> Self {
         let (current, stop) = (Arc::new(Mutex::new(None)), CancellationToken::new());
         let (name, shown, stopped) = (name.to_owned(), current.clone(), stop.clone());
         let called = name.clone();
         let keeping = tokio::spawn(async move {
-            let mut crashes = crashes.into_iter();
+            let mut mishaps = mishaps.into_iter();
             while !stopped.is_cancelled() {
-                let crash = crashes.next();
-                let failpoints = crash.as_ref().map(|Crash { edge, after }| format!("{edge}={after}*off->return"));
+                let failpoints = mishaps.next().map(|mishap| failpoints(&mishap));
                 let launch = launch.clone().envs([(FAILPOINTS, failpoints.clone().unwrap_or_default())]);
                 let process = Arc::new(Process::launch(launch)?);
                 let armed = failpoints.map_or(String::new(), |failpoints| format!(", armed with {failpoints}"));

@@ -18,8 +18,8 @@ pub const PARTITIONS: i32 = 6;
 pub const TRAFFIC: Duration = Duration::from_secs(8);
 /// Most packets of one request.
 const REQUEST_MAX: u32 = 40;
-/// Lives of a processor that end at an edge, at most.
-const CRASHES_MAX: usize = 4;
+/// Lives of a processor that something befalls at an edge, at most.
+const MISHAPS_MAX: usize = 4;
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,8 +30,10 @@ pub struct Plan {
     pub producers: Vec<Vec<Request>>,
     /// Written straight into the topic by somebody who does not know the contract.
     pub junk: Vec<Junk>,
-    /// How often each processor is to reach which edge before it crashes there, life after life; the last life has no end.
-    pub crashes: Vec<Vec<Crash>>,
+    /// What befalls each processor at which edge, life after life; the last life has no end.
+    pub mishaps: Vec<Vec<Mishap>>,
+    /// How long a broker keeps transactions open: for less than the session of their processor lasts, or for longer.
+    pub transaction_timeout: Duration,
     /// Everything else that is done, in order of its time.
     pub strikes: Vec<Strike>,
 }
@@ -87,13 +89,15 @@ pub enum JunkKind {
     WrongKey,
 }
 
-/// A `kill -9` of a processor by itself.
+/// What befalls a processor at a place of its own cycle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Crash {
-    /// Where in the cycle; one of the processor's failpoints.
+pub struct Mishap {
+    /// Where; one of the processor's failpoints.
     pub edge: &'static str,
     /// How often it passes there first.
     pub after: u32,
+    /// For how long it stands still there, its heartbeats going on; else it dies there, as by `kill -9`.
+    pub stall: Option<Duration>,
 }
 
 /// A fault at a time.
@@ -192,10 +196,11 @@ impl Plan {
             kind: pick(&mut random, &[JunkKind::Undecodable, JunkKind::Tombstone, JunkKind::WrongKey]),
         });
         let junk = junk.collect();
-        let crashes = (0..PROCESSORS).map(|_| crashes(&mut random, edges)).collect();
+        let mishaps = (0..PROCESSORS).map(|_| mishaps(&mut random, edges)).collect();
+        let transaction_timeout = pick(&mut random, &[5, 15].map(Duration::from_secs));
         let mut strikes: Vec<_> = (0..random.random_range(1..=5)).map(|_| strike(&mut random)).collect();
         strikes.sort_by_key(|strike| strike.at);
-        Self { seed, producers, junk, crashes, strikes }
+        Self { seed, producers, junk, mishaps, transaction_timeout, strikes }
     }
 
     /// Different packets that are sent.
@@ -231,8 +236,8 @@ fn producers(random: &mut ChaCha8Rng) -> Vec<Vec<Request>> {
     producers
 }
 
-fn crashes(random: &mut ChaCha8Rng, edges: &[&'static str]) -> Vec<Crash> {
-    let crash = |random: &mut ChaCha8Rng| {
+fn mishaps(random: &mut ChaCha8Rng, edges: &[&'static str]) -> Vec<Mishap> {
+    let mishap = |random: &mut ChaCha8Rng| {
         let edge = pick(random, edges);
         // A replay happens once in most lives, a publication in every record.
         let after = match edge {
@@ -240,9 +245,10 @@ fn crashes(random: &mut ChaCha8Rng, edges: &[&'static str]) -> Vec<Crash> {
             "after-publish" => random.random_range(0..300),
             _ => random.random_range(0..12),
         };
-        Crash { edge, after }
+        let stall = random.random_bool(0.15).then(|| Duration::from_millis(random.random_range(500..9_000)));
+        Mishap { edge, after, stall }
     };
-    (0..random.random_range(0..=CRASHES_MAX)).map(|_| crash(random)).collect()
+    (0..random.random_range(0..=MISHAPS_MAX)).map(|_| mishap(random)).collect()
 }
 
 fn strike(random: &mut ChaCha8Rng) -> Strike {
@@ -390,6 +396,6 @@ mod tests {
         assert!(requests.iter().any(|request| request.packets.iter().any(|version| version.content > 0)));
         let crashes: BTreeSet<_> =
             plans.iter().flat_map(|plan| plan.crashes.iter().flatten()).map(|it| it.edge).collect();
-        assert_eq!(crashes, BTreeSet::from(EDGES));
+        assert_eq!(edges, BTreeSet::from(EDGES));
     }
 }

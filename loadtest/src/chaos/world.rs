@@ -45,6 +45,7 @@ pub struct World<'a> {
     pub endpoint: Endpoint,
     /// What happens.
     pub history: Arc<History>,
+    transaction_timeout: Duration,
     folder: PathBuf,
     programs: &'a Programs,
     ingest: Keeper,
@@ -72,7 +73,7 @@ impl<'a> World<'a> {
         let ingest = Keeper::keep(launch, &Service::Ingest.to_string(), Vec::new(), history.clone());
         let endpoint = Endpoint::from_shared(format!("http://{grpc}"))?;
         let endpoint = endpoint.tcp_nodelay(true).connect_timeout(Duration::from_secs(2));
-        let folder = folder.to_owned();
+        let (folder, transaction_timeout) = (folder.to_owned(), plan.transaction_timeout);
         let mut world = Self {
             stack,
             topics,
@@ -80,15 +81,16 @@ impl<'a> World<'a> {
             group,
             endpoint,
             history,
+            transaction_timeout,
             folder,
             programs,
             ingest,
             processors: Vec::new(),
         };
-        for (number, crashes) in plan.crashes.iter().enumerate().take(PROCESSORS) {
+        for (number, mishaps) in plan.mishaps.iter().enumerate().take(PROCESSORS) {
             let launch = world.processor(&format!("processor-{number}"), &instance(number))?;
             let name = Service::Processor(number).to_string();
-            world.processors.push(Keeper::keep(launch, &name, crashes.clone(), world.history.clone()));
+            world.processors.push(Keeper::keep(launch, &name, mishaps.clone(), world.history.clone()));
         }
         Ok(world)
     }
@@ -137,9 +139,9 @@ impl<'a> World<'a> {
             "cql.consistency=one".to_owned(),
             format!("group.id={}", self.group),
             format!("group.instance={instance}"),
-            // As short as the contract allows: faults are to outlast them.
+            // Short: faults are to outlast them.
             "group.session_timeout=6s".to_owned(),
-            "group.transaction_timeout=5s".to_owned(),
+            format!("group.transaction_timeout={}s", self.transaction_timeout.as_secs()),
             "group.workers=1".to_owned(),
             // Many small transactions have many edges.
             "batch.max_records=60".to_owned(),
