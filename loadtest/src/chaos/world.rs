@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
 use coderelay_runtime::flaw::Flaw;
 use coderelay_schemas::topics::TopicNames;
@@ -58,7 +58,11 @@ impl<'a> World<'a> {
     /// # Errors
     /// When something cannot be made or started.
     pub async fn begin(stack: &'a Stack, programs: &'a Programs, plan: &Plan, folder: &Path) -> Result<Self> {
-        let name = folder.file_name().context("a world has a folder of its own")?.to_string_lossy().replace('-', "_");
+        // A world that was violated leaves its topics, and another flaw is played with the same seeds.
+        let name = match programs.flaw {
+            None => format!("seed_{}", plan.seed),
+            Some(flaw) => format!("seed_{}_{flaw}", plan.seed).replace('-', "_"),
+        };
         let topics = TopicNames::with_suffix(&format!("-{name}"));
         let keyspace = format!("chaos_{name}");
         stack.create_topics(&topics, PARTITIONS).await?;
