@@ -154,7 +154,7 @@ impl RegionLoss<'_> {
         let (one, other) = (address(&regions[0]), address(&regions[1]));
         let line = ["mirror", "verify", "--region", &one, "--region", &other, "--until", "2126-01-01"];
         let (_, report) = ask(self.home, "relayctl", regions, &line).await?;
-        report["differences"].as_u64().context("relayctl has compared nothing")
+        report["differences"].as_u64().with_context(|| format!("relayctl has compared nothing: {report}"))
     }
 }
 
