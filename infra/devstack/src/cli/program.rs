@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -13,7 +13,7 @@ use super::state::{Endpoints, variables};
 /// document it wrote, if any.
 ///
 /// # Errors
-/// If it is not there, or writes something else than JSON.
+/// If it is not there, is ended by a signal, or writes something else than JSON.
 pub(crate) async fn ask(
     home: &Home,
     program: &str,
@@ -29,6 +29,8 @@ pub(crate) async fn ask(
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     let output = command.kill_on_drop(true).output().await.with_context(|| path.display().to_string())?;
+    // A signal leaves no word on standard error.
+    ensure!(output.status.code().is_some(), "{program} has ended: {}", output.status);
     let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
     let last = documents.last().transpose().with_context(|| format!("{program} writes no JSON"))?;
     Ok((output.status.success(), last.unwrap_or_default()))
