@@ -18,11 +18,12 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::edges;
 use super::evidence::Evidence;
 use super::history::Event;
 use super::nemesis::{self, Deeds};
 use super::packets::Packets;
-use super::plan::{Junk, JunkKind, Plan, Request, TRAFFIC, Version, Way};
+use super::plan::{Junk, JunkKind, Plan, Request, Service, TRAFFIC, Version, Way};
 use super::producer::Producer;
 use super::verdict::{Kind, Violation, judge};
 use super::witness::Witness;
@@ -80,7 +81,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         Backlog::watch(&world.stack.bootstrap_servers(), &world.group, std::slice::from_ref(&topics.packets))
     })?;
     let witness = block_in_place(|| Witness::begin(&config, &topics.deduped))?;
-    let ingest = world.keeper(super::plan::Service::Ingest);
+    let ingest = world.keeper(Service::Ingest);
     while ingest.process().is_none() {
         sleep(LOOK).await;
     }
@@ -137,7 +138,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
             outcome.violations.push(Violation { kind: Kind::Liveness, packet: None, what });
         }
     }
-    for hit in deeds.into_kinds().into_iter().chain(super::edges::crashed(folder)?) {
+    for hit in deeds.into_kinds().into_iter().chain(edges::crashed(folder)?) {
         *outcome.hits.entry(hit).or_default() += 1;
     }
     Ok(outcome)
