@@ -394,8 +394,8 @@ mod tests {
             assert!(requests.iter().any(|request| request.way == way));
         }
         assert!(requests.iter().any(|request| request.packets.iter().any(|version| version.content > 0)));
-        let crashes: BTreeSet<_> =
-            plans.iter().flat_map(|plan| plan.crashes.iter().flatten()).map(|it| it.edge).collect();
+        let edges: BTreeSet<_> =
+            plans.iter().flat_map(|plan| plan.mishaps.iter().flatten()).map(|it| it.edge).collect();
         assert_eq!(edges, BTreeSet::from(EDGES));
     }
 }
