@@ -36,14 +36,15 @@ proptest! {
         }
     }
 
+    /// libdeflate takes a few streams that zlib refuses.
     #[test]
-    fn content_that_passes_can_be_read_by_others_to_the_same_length(seed in any::<u64>()) {
+    fn content_that_passes_is_read_by_others_to_the_same_length_or_not_at_all(seed in any::<u64>()) {
         let mut mutator = Mutator::new(seed);
         let content = mutator.good().content;
         let content = mutator.damaged(&content);
         if let Ok(length) = check_content(&content, &PacketLimits::default()) {
-            let mut expanded = Vec::new();
-            prop_assert_eq!(MultiGzDecoder::new(&*content).read_to_end(&mut expanded).unwrap() as u64, length);
+            let read = MultiGzDecoder::new(&*content).read_to_end(&mut Vec::new());
+            prop_assert_eq!(read.map_or(length, |read| read as u64), length);
         }
     }
 
