@@ -138,7 +138,10 @@ impl Devstack {
         }
         let folder = stack.dir().join(format!("run-{run}"));
         let service = |name: &'static str, program: &Path, admin: &str, own: &[String], given| {
-            let settings = common(&endpoints).into_iter().chain(own.iter().cloned()).chain(settings(given));
+            let settings = common(&endpoints.kafka, &endpoints.topics)
+                .into_iter()
+                .chain(own.iter().cloned())
+                .chain(settings(given));
             let args = settings.flat_map(|setting| ["--set".to_owned(), setting]);
             let launch = Launch::new(stack.process_name(name), program, &folder).args(args);
             launch.ready_when(Probe::Http { url: format!("{}/readyz", url(admin)) })
@@ -202,10 +205,10 @@ pub(crate) fn programs(bin: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
     Ok((program("ingest")?, program("processor")?))
 }
 
-fn common(endpoints: &Endpoints) -> Vec<String> {
-    let topics = &endpoints.topics;
+/// The settings that ingest and the processor of one deployment share.
+pub(crate) fn common(kafka: &str, topics: &TopicNames) -> Vec<String> {
     vec![
-        format!("kafka.bootstrap_servers={}", endpoints.kafka),
+        format!("kafka.bootstrap_servers={kafka}"),
         format!("topics.packets={}", topics.packets),
         format!("topics.deduped={}", topics.deduped),
         format!("topics.ledger={}", topics.ledger),

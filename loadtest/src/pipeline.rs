@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use coderelay_devstack::{MirrorMaker, Regions, Stack};
+use coderelay_schemas::topics::TopicNames;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -161,7 +162,8 @@ impl Pipeline {
             if own.servers.mirror().is_some() {
                 continue;
             }
-            if let Err(error) = remove(&region.endpoints).await {
+            let Endpoints { kafka, cql, topics, keyspace, .. } = &region.endpoints;
+            if let Err(error) = remove(kafka, cql, topics, keyspace).await {
                 notes.push(format!("topics or keyspace were not removed: {error:#}"));
             }
         }
@@ -170,16 +172,15 @@ impl Pipeline {
 }
 
 /// Old segments and tables would be compacted while the next run is measured.
-async fn remove(endpoints: &Endpoints) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &endpoints.kafka).create()?;
-    let specs = endpoints.topics.specs();
+pub(crate) async fn remove(kafka: &str, cql: &str, topics: &TopicNames, keyspace: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
+    let specs = topics.specs();
     let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let options = AdminOptions::new().operation_timeout(Some(GRACE)).request_timeout(Some(GRACE));
     for deleted in admin.delete_topics(&names, &options).await? {
         deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
     }
-    let session = Box::pin(SessionBuilder::new().known_node(&endpoints.cql).build()).await?;
-    session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {}", endpoints.keyspace), ()).await?;
+    let session = Box::pin(SessionBuilder::new().known_node(cql).build()).await?;
+    session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await?;
     Ok(())
 }

@@ -140,8 +140,21 @@ pub(crate) fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -
     }
 }
 
+/// Shows every record that is committed to `topic` to `visit`, from the first to the end that the topic has now.
+///
+/// # Errors
+/// When that takes longer than `patience`, or records cannot be read.
+pub(crate) fn read_all(
+    bootstrap: &str,
+    topic: &str,
+    patience: Duration,
+    visit: &mut impl FnMut(&BorrowedMessage<'_>),
+) -> Result<()> {
+    Cursor::new(Offset::Beginning, bootstrap, topic)?.read_to_end(Instant::now() + patience, visit)
+}
+
 /// How far each partition has been read.
-struct Cursor {
+pub(crate) struct Cursor {
     consumer: BaseConsumer,
     bootstrap: String,
     topic: String,
@@ -150,7 +163,7 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new(start: Offset, bootstrap: &str, topic: &str) -> Result<Self> {
+    pub(crate) fn new(start: Offset, bootstrap: &str, topic: &str) -> Result<Self> {
         let consumer = consumer(bootstrap, "read_committed")?;
         let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
         let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
@@ -176,7 +189,11 @@ impl Cursor {
     }
 
     /// Reads until told to finish, then to the end.
-    fn run(mut self, finish: &Receiver<Instant>, visit: &mut impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
+    pub(crate) fn run(
+        mut self,
+        finish: &Receiver<Instant>,
+        visit: &mut impl FnMut(&BorrowedMessage<'_>),
+    ) -> Result<()> {
         loop {
             match finish.try_recv() {
                 Ok(deadline) => return self.read_to_end(deadline, visit),

@@ -179,6 +179,7 @@ fn a_dead_letter_that_is_missing_wrong_or_too_many_is_found() {
     };
     assert_eq!(spoilt(twice), [Kind::DeadLettered]);
     assert_eq!(spoilt(|case| case.evidence.letters[0][0].value = None), [Kind::DeadLettered]);
+    assert_eq!(spoilt(|case| drop(case.evidence.letters[0][0].headers.remove(0))), [Kind::DeadLettered]);
     let other = |case: &mut Case| case.evidence.letters[0].push(letter(&case.evidence.source[0][0], "id_conflict"));
     assert_eq!(spoilt(other), [Kind::DeadLettered]);
     let reason = |case: &mut Case| case.evidence.letters[0][0] = letter(&case.evidence.source[0][4], "expired");

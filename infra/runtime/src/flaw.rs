@@ -5,6 +5,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// The environment variable that names the mistake.
+pub const VARIABLE: &str = "CODERELAY_FLAW";
+
 /// A mistake that an implementation could make. Its name is that of the variant in kebab case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,7 +71,6 @@ pub const fn is(_flaw: Flaw) -> bool {
 pub(crate) fn chosen() -> Result<Option<Flaw>, crate::config::Mistake> {
     use serde::de::IntoDeserializer;
 
-    const VARIABLE: &str = "CODERELAY_FLAW";
     let name = std::env::var(VARIABLE).unwrap_or_default();
     if name.is_empty() {
         return Ok(None);

@@ -33,8 +33,8 @@ pub struct Campaign {
     pub violations: BTreeMap<u64, Vec<Violation>>,
     /// What was hit.
     pub hits: BTreeMap<String, Hits>,
-    /// Packets that were acknowledged, each time.
-    pub acknowledged: u64,
+    /// Records that were taken into the packets topic.
+    pub taken: u64,
     /// Records that were published.
     pub published: u64,
     /// Seeds of which nothing is known, and why.
@@ -153,7 +153,7 @@ impl Campaign {
 
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.seeds += 1;
-        self.acknowledged += outcome.acknowledged;
+        self.taken += outcome.taken;
         self.published += outcome.published;
         for (what, times) in outcome.hits {
             let hits = self.hits.entry(what).or_default();
@@ -179,7 +179,7 @@ impl fmt::Display for Campaign {
             table.add_row([what.clone(), times.to_string(), seeds.to_string(), verdict]);
         }
         writeln!(f, "{table}")?;
-        writeln!(f, "{} records of packets taken, {} published", self.acknowledged, self.published)?;
+        writeln!(f, "{} records taken, {} published", self.taken, self.published)?;
         for (seed, error) in &self.broken {
             writeln!(f, "seed {seed} was not judged: {error}")?;
         }

@@ -28,7 +28,7 @@ pub struct Row {
 pub type Key = (String, Vec<u8>);
 
 /// What is left. Topics are by partition, in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Evidence {
     /// `code.packets.v1`.
     pub source: Vec<Vec<Record>>,
@@ -52,8 +52,8 @@ impl Evidence {
     /// # Errors
     /// When a transaction stays open, or the servers do not answer.
     pub async fn gather(world: &World<'_>, witnessed: Vec<Record>) -> Result<Self> {
-        let config = world.stack.kafka_client();
-        let read = |topic: &str| block_in_place(|| topic::read(&config, topic));
+        let bootstrap = world.stack.bootstrap_servers();
+        let read = |topic: &str| block_in_place(|| topic::read(&bootstrap, topic));
         let topics = &world.topics;
         let ledger = read(&topics.ledger)?.iter().map(|records| entries(records)).collect::<Result<_>>()?;
         Ok(Self {

@@ -21,14 +21,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::edges;
 use super::evidence::Evidence;
 use super::history::Event;
-use super::nemesis::{self, Deeds};
+use super::nemesis;
 use super::packets::Packets;
 use super::plan::{Junk, JunkKind, Plan, Request, Service, TRAFFIC, Version, Way};
 use super::producer::Producer;
 use super::verdict::{Kind, Violation, judge};
 use super::witness::Witness;
-use super::world::{Programs, World, clear};
+use super::world::{Programs, World};
 use crate::backlog::Backlog;
+use crate::pipeline::remove;
 
 /// How long the pipeline may take to come to rest once everything is whole.
 const REST: Duration = Duration::from_secs(90);
@@ -44,8 +45,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// How often what happened: edges at which a processor crashed, and other faults.
     pub hits: BTreeMap<String, u64>,
-    /// Packets that were acknowledged, each time.
-    pub acknowledged: u64,
+    /// Records that were taken into the packets topic, whoever wrote them.
+    pub taken: u64,
     /// Records that were published.
     pub published: u64,
     /// What happened.
@@ -66,7 +67,7 @@ pub async fn play(stack: &Stack, programs: &Programs, plan: &Plan, folder: &Path
     history.write(&folder.join("history.jsonl"))?;
     let outcome = outcome?;
     if outcome.violations.is_empty() {
-        clear(stack, &topics, &keyspace).await?;
+        remove(&stack.bootstrap_servers(), &stack.cql_contact(), &topics, &keyspace).await?;
     }
     Ok(outcome)
 }
@@ -75,27 +76,25 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     // Whole milliseconds, as CQL has them.
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
     let packets = Arc::new(Packets::new(plan.seed, plan.packets(), UNIX_EPOCH + Duration::from_millis(now)));
-    let config = world.stack.kafka_client();
     let topics = &world.topics;
-    let backlog = block_in_place(|| {
-        Backlog::watch(&world.stack.bootstrap_servers(), &world.group, std::slice::from_ref(&topics.packets))
-    })?;
-    let witness = block_in_place(|| Witness::begin(&config, &topics.deduped))?;
+    let bootstrap = world.stack.bootstrap_servers();
+    let backlog = block_in_place(|| Backlog::watch(&bootstrap, &world.group, std::slice::from_ref(&topics.packets)))?;
+    let witness = block_in_place(|| Witness::begin(&bootstrap, &topics.deduped))?;
     let ingest = world.keeper(Service::Ingest);
     while ingest.process().is_none() {
         sleep(LOOK).await;
     }
 
-    let (began, deeds) = (Instant::now(), Deeds::default());
+    let began = Instant::now();
     let produce = async {
         let producers = plan.producers.iter().enumerate();
         join_all(producers.map(|(number, requests)| producer(&world, &packets, number, began).run(requests.clone())))
             .await
     };
     let junk = scatter(&world, &packets, &plan.junk, began);
-    let (missing, junk, strikes) = tokio::join!(produce, junk, nemesis::strike(&world, &plan.strikes, began, &deeds));
+    let (missing, junk, strikes) = tokio::join!(produce, junk, nemesis::strike(&world, &plan.strikes, began));
     junk?;
-    strikes?;
+    let strikes = strikes?;
     world.history.note("everything is whole again");
 
     let mut violations = Vec::new();
@@ -117,7 +116,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     }
     let at_rest = violations.is_empty();
     let events = world.history.events();
-    let evidence = match block_in_place(|| witness.finish(at_rest)) {
+    let evidence = match block_in_place(|| witness.finish()) {
         Ok(witnessed) => Evidence::gather(&world, witnessed).await,
         Err(error) => Err(error),
     };
@@ -128,7 +127,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         // A pipeline that stands still has not done what it should have; its other promises cannot be judged.
         Ok(evidence) if at_rest => {
             outcome.violations.extend(judge(&packets, &outcome.history, &evidence)?);
-            outcome.acknowledged = evidence.source.iter().flatten().count() as u64;
+            outcome.taken = evidence.source.iter().flatten().count() as u64;
             outcome.published = evidence.deduped.iter().flatten().count() as u64;
         }
         Ok(_) => {}
@@ -138,7 +137,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
             outcome.violations.push(Violation { kind: Kind::Liveness, packet: None, what });
         }
     }
-    for hit in deeds.into_kinds().into_iter().chain(edges::crashed(folder)?) {
+    for hit in strikes.into_iter().chain(edges::crashed(folder)?) {
         *outcome.hits.entry(hit).or_default() += 1;
     }
     Ok(outcome)

@@ -1,6 +1,6 @@
 //! Carries out the plan's strikes, each at its time; they overlap. Afterwards everything is whole again.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,39 +16,20 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Between two looks whether a rule was applied.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What was really done: a request that is never made cannot be mistreated, and a service that is just being started again not killed.
-#[derive(Debug, Default)]
-pub struct Deeds {
-    done: Mutex<Vec<String>>,
-}
-
-impl Deeds {
-    /// The kinds of faults that happened, each as often as it did.
-    pub fn into_kinds(self) -> Vec<String> {
-        self.done.into_inner().unwrap_or_default()
-    }
-
-    fn add(&self, fault: &Fault, times: u64) {
-        if let Ok(mut done) = self.done.lock() {
-            done.extend((0..times).map(|_| fault.kind()));
-        }
-    }
-}
-
-/// Does it, and waits until all of it is over. Rules for requests stay until the answer is dropped.
+/// Does it, and waits until all of it is over. The kinds of faults that happened, each as often as it did: a request that is never made
+/// cannot be mistreated, and a service that is just being started again not killed.
 ///
 /// # Errors
 /// When a process cannot be signalled or does not come back.
-pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant, deeds: &Deeds) -> Result<()> {
+pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant) -> Result<Vec<String>> {
     let strikes = strikes.iter().map(|Strike { at, fault }| async move {
         sleep_until(began + *at).await;
         world.history.note(format!("strike: {fault:?}"));
         let times = inflict(world, fault).await.with_context(|| format!("{fault:?} failed"))?;
-        deeds.add(fault, times);
         world.history.note(format!("over: {fault:?}"));
-        anyhow::Ok(())
+        anyhow::Ok((0..times).map(|_| fault.kind()).collect::<Vec<_>>())
     });
-    try_join_all(strikes).await?;
+    let done = try_join_all(strikes).await?.concat();
     // Two faults of one node may have crossed each other. All are started before any is waited for: one broker alone is no quorum.
     for node in world.stack.nodes() {
         node.start()?;
@@ -57,7 +38,7 @@ pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant, deeds
     for node in world.stack.nodes() {
         node.ready().await?;
     }
-    Ok(())
+    Ok(done)
 }
 
 /// How often it happened.

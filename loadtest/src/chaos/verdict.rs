@@ -32,7 +32,7 @@ pub struct Violation {
 
 /// A promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// What was acknowledged is in the topic, where the answer said, as it was sent; nothing else is.
     Acknowledged,
@@ -247,7 +247,10 @@ impl Judge<'_> {
             match found.as_slice() {
                 [] => self.add(Kind::DeadLettered, number, format!("no letter of {} ({reason})", place(record))),
                 [letter] => {
-                    let same = letter.value == record.value && letter.key == record.key;
+                    let same = letter.value == record.value
+                        && letter.key == record.key
+                        && letter.partition == record.partition
+                        && letter.headers.starts_with(&record.headers);
                     if !same || letter.header(dlq::DLQ_REASON) != Some(reason.as_str()) {
                         let what =
                             format!("the letter at {} is not that of {} ({reason})", place(letter), place(record));
@@ -322,14 +325,6 @@ impl fmt::Display for Violation {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Acknowledged => "acknowledged",
-            Self::Published => "published",
-            Self::Stored => "stored",
-            Self::DeadLettered => "dead-lettered",
-            Self::Remembered => "remembered",
-            Self::Witnessed => "witnessed",
-            Self::Liveness => "liveness",
-        })
+        self.serialize(f)
     }
 }

@@ -6,18 +6,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
-use coderelay_runtime::flaw::Flaw;
+use coderelay_runtime::flaw::{self, Flaw};
 use coderelay_schemas::topics::TopicNames;
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
 use tonic::transport::Endpoint;
 
 use super::history::History;
 use super::keeper::Keeper;
 use super::plan::{PARTITIONS, PROCESSORS, Plan, Service};
-
-/// The environment variable by which a deliberate flaw is chosen.
-const FLAW: &str = "CODERELAY_FLAW";
+use crate::devstack::common;
 
 /// The programs under test.
 #[derive(Clone, Debug)]
@@ -71,7 +67,7 @@ impl<'a> World<'a> {
         let group = format!("chaos-{name}");
         let (grpc, admin) = (address()?, address()?);
         let mut settings = vec![format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
-        settings.extend(common(stack, &topics));
+        settings.extend(common(&stack.linked_servers(), &topics));
         let ready = Probe::Http { url: format!("http://{admin}/readyz") };
         let launch = launch("ingest", &programs.ingest, folder, settings, programs).ready_when(ready);
         let ingest = Keeper::keep(launch, &Service::Ingest.to_string(), Vec::new(), history.clone());
@@ -135,7 +131,7 @@ impl<'a> World<'a> {
     }
 
     fn processor(&self, log: &str, instance: &str) -> Result<Launch> {
-        let mut settings = common(self.stack, &self.topics);
+        let mut settings = common(&self.stack.linked_servers(), &self.topics);
         settings.extend([
             format!("admin.listen={}", address()?),
             format!("cql.contact_points={}", self.stack.cql_contact()),
@@ -163,37 +159,9 @@ fn address() -> Result<String> {
     Ok(format!("127.0.0.1:{}", free_port()?))
 }
 
-fn common(stack: &Stack, topics: &TopicNames) -> Vec<String> {
-    vec![
-        format!("kafka.bootstrap_servers={}", stack.linked_servers()),
-        format!("topics.packets={}", topics.packets),
-        format!("topics.deduped={}", topics.deduped),
-        format!("topics.ledger={}", topics.ledger),
-        format!("topics.dlq={}", topics.dlq),
-        format!("topics.canary={}", topics.canary),
-        "telemetry.log_format=human".to_owned(),
-    ]
-}
-
 fn launch(log: &str, program: &Path, folder: &Path, settings: Vec<String>, programs: &Programs) -> Launch {
-    let args = settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]);
-    let flaw = programs.flaw.iter().map(|flaw| (FLAW, flaw.to_string()));
+    let human = "telemetry.log_format=human".to_owned();
+    let args = settings.into_iter().chain([human]).flat_map(|setting| ["--set".to_owned(), setting]);
+    let flaw = programs.flaw.iter().map(|flaw| (flaw::VARIABLE, flaw.to_string()));
     Launch::new(log, program, folder).args(args).envs(flaw)
-}
-
-/// Takes topics and keyspace away: the next world is not to be slower for them.
-///
-/// # Errors
-/// When the servers do not answer.
-pub async fn clear(stack: &Stack, topics: &TopicNames, keyspace: &str) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = stack.kafka_client().create()?;
-    let specs = topics.specs();
-    let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-    for deleted in admin.delete_topics(&names, &options).await? {
-        deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic} cannot be deleted: {code}"))?;
-    }
-    let session = Box::pin(stack.cql_session()).await?;
-    session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await?;
-    Ok(())
 }

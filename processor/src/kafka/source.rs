@@ -169,9 +169,9 @@ fn names(sources: &[String], topic: &str) -> bool {
     sources.iter().any(|source| source == topic || pattern(source))
 }
 
-/// Those of the partitions `assigned` to a member that it does not read yet; `leading` is the region's own topic. The members of a group learn of a new topic one after the other, and in between `range` gives the
-/// same partition of two topics to two of them, neither of whom would see what the other accepts. All know the region's own
-/// topic, so who has its partition may read the others', and nobody else.
+/// Those of the partitions `assigned` to a member that it does not read yet; `leading` is the region's own topic. The members of a group
+/// learn of a new topic one after the other, and in between `range` gives the same partition of two topics to two of them, neither of whom
+/// would see what the other accepts. All know the region's own topic, so who has its partition may read the others', and nobody else.
 pub fn withheld(assigned: &[TopicPartition], leading: Option<&str>) -> BTreeSet<TopicPartition> {
     let Some(leading) = leading else { return BTreeSet::new() };
     let led: BTreeSet<i32> =
