@@ -67,9 +67,11 @@ impl Pace {
         wanted.min(self.tokens as usize)
     }
 
-    /// Takes `pulled` records out of the allowance.
+    /// Takes `pulled` records out of the allowance. What is pulled while nothing limits is no debt.
     pub fn spend(&mut self, pulled: usize) {
-        self.tokens -= pulled as f64;
+        if self.rate.is_finite() {
+            self.tokens -= pulled as f64;
+        }
     }
 
     /// How long until at least one record may be pulled.
@@ -103,6 +105,10 @@ impl Pace {
     }
 
     fn decrease(&mut self, now: Instant) {
+        if self.rate.is_infinite() {
+            // The bucket begins now.
+            (self.tokens, self.refilled) = (0.0, now);
+        }
         let base = self.rate.min(self.achieved.rate());
         self.rate = (base / 2.0).max(self.limits.floor);
         self.share = (self.share / 2.0).max(1.0 / self.limits.concurrency.max(1) as f64);
@@ -210,6 +216,22 @@ mod tests {
         run(&mut pace, now, 200, slow(1));
         assert!((pace.rate() - 30.0).abs() < f64::EPSILON);
         assert_eq!(pace.concurrency(), 1);
+    }
+
+    #[test]
+    fn what_was_pulled_without_a_limit_is_not_waited_for_once_there_is_one() {
+        let start = Instant::now();
+        let mut pace = Pace::new(limits(None), start);
+        let mut now = start;
+        for _ in 0..600 {
+            let pulled = pace.allowance(5000, now);
+            pace.spend(pulled);
+            now = run(&mut pace, now, 1, healthy(pulled));
+        }
+        let now = run(&mut pace, now, 1, slow(1));
+        assert!(pace.rate().is_finite());
+        assert!(pace.wait() <= Duration::from_secs_f64(1.0 / pace.rate()), "{:?}", pace.wait());
+        assert!(pace.allowance(5000, now + Duration::from_secs(1)) > 0);
     }
 
     #[test]
