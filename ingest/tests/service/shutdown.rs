@@ -1,6 +1,7 @@
 //! Leaving under load, politely and not.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use coderelay_devstack::Stack;
@@ -100,7 +101,9 @@ async fn sigterm_under_load_loses_and_doubles_nothing() {
         assert!(seen.answers.values().all(|answers| *answers == 1));
         acknowledged += seen.acknowledged.len();
         let end = seen.end.expect("what was cut short does not end well");
-        assert_eq!(end.code(), Code::Unavailable, "{end}");
+        // What tonic still held when the connection closed was never sent, and hyper calls it cancelled.
+        let unsent = end.code() == Code::Cancelled && end.source().is_some();
+        assert!(end.code() == Code::Unavailable || unsent, "{end}");
         if !end.details().is_empty() {
             assert_eq!(reason(&end.get_error_details()), "DRAINING", "{end}");
             assert!(end.get_error_details().retry_info().is_some());
