@@ -1,8 +1,9 @@
 //! The way of one request from its bytes to the Kafka client, shared by both calls.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use coderelay_runtime::clock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
@@ -113,7 +114,7 @@ impl Intake {
         headers: &RequestHeaders,
         ack: Ack,
     ) {
-        let (now, sent) = (SystemTime::now(), Instant::now());
+        let (now, sent) = (clock::now(), Instant::now());
         let mut pace = Pace::default();
         let mut value = Vec::new();
         for (index, raw) in request.packets().enumerate() {

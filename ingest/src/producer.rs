@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coderelay_runtime::CancellationToken;
+use coderelay_runtime::clock;
 use coderelay_runtime::flaw::{self, Flaw};
 use coderelay_runtime::kafka::{self, Statistics, client_config};
 use coderelay_schemas::headers;
@@ -132,7 +133,7 @@ impl Producer {
             .key(packet.repo_id.as_bytes())
             .payload(value.as_slice())
             .headers(headers)
-            .timestamp(milliseconds(SystemTime::now()));
+            .timestamp(milliseconds(clock::now()));
         if let Err((error, record)) = self.client.send(record) {
             record.delivery_opaque.settle(Outcome::Failed(failure(&error, self.retry_after)));
         } else if let Some((reply, index, id)) = early {

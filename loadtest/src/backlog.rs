@@ -91,6 +91,11 @@ impl Group {
 
     /// Sum of the offsets the group has committed; a partition without one counts from its first record.
     fn committed(&self) -> Result<u64> {
+        Ok(self.offsets()?.into_iter().sum())
+    }
+
+    /// The same of every partition of every topic, in their order.
+    fn offsets(&self) -> Result<Vec<u64>> {
         let mut partitions = TopicPartitionList::new();
         for topic in &self.topics {
             partitions.add_partition_range(&topic.name, 0, topic.starts.len() as i32 - 1);
@@ -107,8 +112,18 @@ impl Group {
                 _ => *start as u64,
             })
         });
-        offsets.sum()
+        offsets.collect()
     }
+}
+
+/// Records of `topics` that `group` has not committed, whenever they were written.
+///
+/// # Errors
+/// When the broker does not answer or a topic does not exist.
+pub fn lag(bootstrap_servers: &str, group: &str, topics: &[String]) -> Result<u64> {
+    let view = Group::open(bootstrap_servers, group, topics)?;
+    let ends = view.topics.iter().flat_map(|topic| &topic.ends);
+    Ok(view.offsets()?.into_iter().zip(ends).map(|(committed, end)| (*end as u64).saturating_sub(committed)).sum())
 }
 
 fn watermarks(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<(i64, i64)>> {

@@ -8,6 +8,8 @@
 //! seed reproduces a plan, not an interleaving.
 
 pub mod plan;
+pub mod fault;
+pub mod mishap;
 
 pub mod history;
 pub mod packets;
@@ -15,12 +17,16 @@ pub mod producer;
 pub mod witness;
 
 pub mod keeper;
+pub mod region;
 pub mod world;
 pub mod nemesis;
+pub mod rest;
 
 pub mod edges;
 pub mod topic;
 pub mod evidence;
+pub mod expected;
+pub mod mirrored;
 pub mod verdict;
 
 pub mod game;

@@ -49,27 +49,32 @@ pub struct Own {
 
 /// Kafka and Cassandra, once or in each of two regions.
 #[derive(Debug)]
-pub(crate) enum Servers {
+pub enum Servers {
+    /// Once.
     Stack(Box<Stack>),
+    /// In each of two regions.
     Regions(Box<Regions>),
 }
 
 impl Servers {
-    pub(crate) fn stacks(&self) -> &[Stack] {
+    /// Of every region.
+    pub fn stacks(&self) -> &[Stack] {
         match self {
             Self::Stack(stack) => std::slice::from_ref(stack),
             Self::Regions(regions) => regions.stacks(),
         }
     }
 
-    pub(crate) fn regions(&self) -> Option<&Regions> {
+    /// Both, if there are two.
+    pub fn regions(&self) -> Option<&Regions> {
         match self {
             Self::Stack(_) => None,
             Self::Regions(regions) => Some(regions),
         }
     }
 
-    pub(crate) fn mirror(&self) -> Option<&MirrorMaker> {
+    /// What mirrors them, if there are two.
+    pub fn mirror(&self) -> Option<&MirrorMaker> {
         self.regions().map(Regions::mirror)
     }
 }
@@ -163,7 +168,7 @@ impl Pipeline {
                 continue;
             }
             let Endpoints { kafka, cql, topics, keyspace, .. } = &region.endpoints;
-            if let Err(error) = remove(kafka, cql, topics, keyspace).await {
+            if let Err(error) = remove(kafka, cql, Some(topics), keyspace).await {
                 notes.push(format!("topics or keyspace were not removed: {error:#}"));
             }
         }
@@ -172,13 +177,15 @@ impl Pipeline {
 }
 
 /// Old segments and tables would be compacted while the next run is measured.
-pub(crate) async fn remove(kafka: &str, cql: &str, topics: &TopicNames, keyspace: &str) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
-    let specs = topics.specs();
-    let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    let options = AdminOptions::new().operation_timeout(Some(GRACE)).request_timeout(Some(GRACE));
-    for deleted in admin.delete_topics(&names, &options).await? {
-        deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+pub(crate) async fn remove(kafka: &str, cql: &str, topics: Option<&TopicNames>, keyspace: &str) -> Result<()> {
+    if let Some(topics) = topics {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
+        let specs = topics.specs();
+        let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let options = AdminOptions::new().operation_timeout(Some(GRACE)).request_timeout(Some(GRACE));
+        for deleted in admin.delete_topics(&names, &options).await? {
+            deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+        }
     }
     let session = Box::pin(SessionBuilder::new().known_node(cql).build()).await?;
     session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
-use loadtest::chaos::evidence::{Evidence, Row};
+use loadtest::chaos::evidence::{Evidence, Row, Source};
 use loadtest::chaos::history::{Event, What};
 use loadtest::chaos::packets::Packets;
 use loadtest::chaos::plan::Version;
@@ -33,7 +33,7 @@ impl Case {
         source.push(Record { value: Some(b"\xff\xff".to_vec()), ..source[0].clone() });
         source[5].offset = 5;
         let committed = |(offset, version)| {
-            let what = What::Committed { version, partition: 0, offset };
+            let what = What::Committed { version, region: 0, partition: 0, offset };
             Event { at: 0.0, what }
         };
         let deduped: Vec<_> = [0, 1, 3].iter().zip([0, 1, 4]).map(|(from, to)| at(&source[*from], to)).collect();
@@ -54,10 +54,10 @@ impl Case {
             ledger: vec![ledger.collect()],
             rows: rows.collect(),
             witnessed: deduped.clone(),
-            source: vec![source],
+            region: None,
+            sources: vec![Source { topic: TOPIC.to_owned(), records: vec![source] }],
             deduped: vec![deduped],
             letters: vec![letters],
-            topic: TOPIC.to_owned(),
         };
         let events = (0..).zip(sent).map(committed).collect();
         Self { packets, events, evidence }
@@ -65,7 +65,7 @@ impl Case {
 
     /// The promises that are broken.
     fn verdict(&self) -> Vec<Kind> {
-        let violations = judge(&self.packets, &self.events, &self.evidence).unwrap();
+        let violations = judge(&self.packets, &self.events, std::slice::from_ref(&self.evidence)).unwrap();
         let mut kinds: Vec<_> = violations.into_iter().map(|violation| violation.kind).collect();
         kinds.dedup();
         kinds
@@ -115,7 +115,8 @@ fn what_is_in_order_passes() {
 fn an_acknowledgement_of_what_is_not_there_is_found() {
     let acknowledged = [Kind::Acknowledged];
     let place = |case: &mut Case, at| {
-        case.events[0].what = What::Committed { version: Version { packet: 0, content: 0 }, partition: 0, offset: at }
+        case.events[0].what =
+            What::Committed { version: Version { packet: 0, content: 0 }, region: 0, partition: 0, offset: at }
     };
     assert_eq!(spoilt(|case| place(case, 1)), acknowledged);
     assert_eq!(spoilt(|case| place(case, 99)), acknowledged);
@@ -128,7 +129,7 @@ fn a_record_that_nobody_sent_is_found() {
     let kinds = spoilt(|case| {
         let mut packet = case.packets.packet(Version { packet: 1, content: 0 }).unwrap();
         packet.metadata.clear();
-        case.evidence.source[0][2].value = Some(packet.encode_to_vec());
+        case.evidence.sources[0].records[0][2].value = Some(packet.encode_to_vec());
     });
     assert!(kinds.contains(&Kind::Acknowledged), "{kinds:?}");
 }
@@ -158,7 +159,10 @@ fn what_is_not_published_once_in_order_and_as_it_was_is_found() {
 #[test]
 fn a_reader_who_saw_more_or_less_is_found() {
     assert_eq!(spoilt(|case| drop(case.evidence.witnessed.pop())), [Kind::Witnessed]);
-    assert_eq!(spoilt(|case| case.evidence.witnessed.push(at(&case.evidence.source[0][0], 77))), [Kind::Witnessed]);
+    assert_eq!(
+        spoilt(|case| case.evidence.witnessed.push(at(&case.evidence.sources[0].records[0][0], 77))),
+        [Kind::Witnessed]
+    );
 }
 
 #[test]
@@ -180,9 +184,11 @@ fn a_dead_letter_that_is_missing_wrong_or_too_many_is_found() {
     assert_eq!(spoilt(twice), [Kind::DeadLettered]);
     assert_eq!(spoilt(|case| case.evidence.letters[0][0].value = None), [Kind::DeadLettered]);
     assert_eq!(spoilt(|case| drop(case.evidence.letters[0][0].headers.remove(0))), [Kind::DeadLettered]);
-    let other = |case: &mut Case| case.evidence.letters[0].push(letter(&case.evidence.source[0][0], "id_conflict"));
+    let other =
+        |case: &mut Case| case.evidence.letters[0].push(letter(&case.evidence.sources[0].records[0][0], "id_conflict"));
     assert_eq!(spoilt(other), [Kind::DeadLettered]);
-    let reason = |case: &mut Case| case.evidence.letters[0][0] = letter(&case.evidence.source[0][4], "expired");
+    let reason =
+        |case: &mut Case| case.evidence.letters[0][0] = letter(&case.evidence.sources[0].records[0][4], "expired");
     assert_eq!(spoilt(reason), [Kind::DeadLettered]);
 }
 

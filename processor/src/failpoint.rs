@@ -22,16 +22,21 @@ pub(crate) fn arm() -> fail::FailScenario<'static> {
 
 /// Runs whatever `FAILPOINTS` asks for at `name`, for example `FAILPOINTS=after-store=3*off->return`.
 ///
-/// `return` aborts the process on the spot, as a power cut or `kill -9` would; `sleep(ms)` and `pause` freeze it there. The grammar is
-/// the `fail` crate's.
+/// `return` aborts the process on the spot, as a power cut or `kill -9` would; `return(stop)` stops all of it, as SIGSTOP does, until
+/// somebody sends SIGCONT; `sleep(ms)` and `pause` hold up the thread that came by. The grammar is the `fail` crate's.
 #[cfg(feature = "failpoints")]
 pub(crate) fn hit(name: &str) {
-    fn crash(name: &str) {
+    fn end(name: &str, how: Option<&str>) {
+        if how == Some("stop") {
+            tracing::warn!(name, "failpoint: stopping the process");
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
+            return;
+        }
         tracing::warn!(name, "failpoint: aborting the process");
         std::process::abort();
     }
     debug_assert!(EDGES.contains(&name), "{name} is not listed");
-    fail::fail_point!(name, |_| crash(name));
+    fail::fail_point!(name, |how| end(name, how.as_deref()));
 }
 
 /// Nothing, in a build without failpoints.

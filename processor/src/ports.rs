@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use coderelay_runtime::clock;
 use coderelay_schemas::ledger::Entry;
 
 use crate::decode::{Rejection, Row};
@@ -221,7 +222,7 @@ impl Clock for SystemClock {
     }
 
     fn wall(&self) -> SystemTime {
-        SystemTime::now()
+        clock::now()
     }
 
     fn sleep(&self, duration: Duration) {

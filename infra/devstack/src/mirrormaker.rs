@@ -38,12 +38,19 @@ pub struct MirrorMaker {
 }
 
 impl MirrorMaker {
-    /// Starts one between two regions in its folder below `dir`, and does not wait until it is ready.
-    pub(crate) fn launch(jars: &Path, dir: &Path, [one, other]: [Cluster; 2], replicas: usize) -> Result<Self> {
+    /// Starts one between two regions in its folder below `dir`, with `more` properties, and does not wait until it is ready.
+    pub(crate) fn launch(
+        jars: &Path,
+        dir: &Path,
+        [one, other]: [Cluster; 2],
+        replicas: usize,
+        more: &str,
+    ) -> Result<Self> {
         let dir = dir.join("mirrormaker");
         fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         let (properties, logging) = (dir.join("mm2.properties"), dir.join("log4j2.properties"));
-        fs::write(&properties, PROPERTIES).map_err(Error::io(&properties))?;
+        // Of a property that is there twice, the last counts.
+        fs::write(&properties, [PROPERTIES, more].concat()).map_err(Error::io(&properties))?;
         fs::write(&logging, LOGGING).map_err(Error::io(&logging))?;
         let args = [
             "-Xms256m".to_owned(),

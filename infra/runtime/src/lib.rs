@@ -9,6 +9,7 @@ pub mod telemetry;
 pub mod lifecycle;
 pub mod kafka;
 pub mod admin;
+pub mod clock;
 pub mod flaw;
 
 pub use service::{Service, ServiceConfig};

@@ -1,11 +1,11 @@
-//! Seed after seed on one stack, and the table of what was hit.
+//! Seed after seed on the same servers, and the table of what was hit.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use coderelay_devstack::Stack;
+use coderelay_devstack::{MirrorMaker, Stack};
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 use serde::Serialize;
@@ -15,6 +15,7 @@ use super::game::{self, Outcome};
 use super::plan::Plan;
 use super::verdict::Violation;
 use super::world::Programs;
+use crate::pipeline::Servers;
 use crate::progress::Progress;
 
 /// Violations of a seed that are shown; all are in its folder.
@@ -57,10 +58,8 @@ pub struct Hits {
 /// Which seeds, and what is tested.
 #[derive(Debug)]
 pub struct Campaigner<'a> {
-    /// The first seed, and how many.
-    pub from: u64,
-    /// How many.
-    pub seeds: u64,
+    /// The seeds, all of as many regions.
+    pub seeds: Vec<u64>,
     /// The programs.
     pub programs: &'a Programs,
     /// Where every seed that had violations leaves its plan, history and logs.
@@ -72,14 +71,13 @@ pub struct Campaigner<'a> {
 }
 
 impl Campaigner<'_> {
-    /// Plays every seed.
+    /// Plays every seed and adds to `campaign` what came of it.
     ///
     /// # Errors
     /// When a folder cannot be made or removed.
-    pub async fn run(&self, stack: &Stack) -> Result<Campaign> {
+    pub async fn run(&self, servers: &Servers, campaign: &mut Campaign) -> Result<()> {
         let progress = Progress::new("chaos");
-        let mut campaign = Campaign::default();
-        for seed in self.from..self.from + self.seeds {
+        for seed in self.seeds.iter().copied() {
             if self.stop.is_cancelled() {
                 campaign.interrupted = true;
                 break;
@@ -87,11 +85,11 @@ impl Campaigner<'_> {
             progress.show(|| format!("{seed}: {} seeds, {} violations", campaign.seeds, campaign.count()));
             let plan = Plan::new(seed, &processor::failpoint::EDGES);
             let folder = self.folder(seed)?;
-            match game::play(stack, self.programs, &plan, &folder).await {
+            match game::play(servers, self.programs, &plan, &folder).await {
                 Ok(outcome) => {
                     let violated = !outcome.violations.is_empty();
                     if violated {
-                        explain(seed, &outcome, &folder, stack)?;
+                        explain(seed, &outcome, &folder, servers)?;
                     } else {
                         std::fs::remove_dir_all(&folder)?;
                     }
@@ -109,7 +107,7 @@ impl Campaigner<'_> {
                 }
             }
         }
-        Ok(campaign)
+        Ok(())
     }
 
     /// An empty folder.
@@ -124,11 +122,12 @@ impl Campaigner<'_> {
 }
 
 /// Says what was broken and to whom, and keeps the servers' logs beside the services'.
-fn explain(seed: u64, outcome: &Outcome, folder: &Path, stack: &Stack) -> Result<()> {
+fn explain(seed: u64, outcome: &Outcome, folder: &Path, servers: &Servers) -> Result<()> {
     let violations = &outcome.violations;
     let text: Vec<_> = violations.iter().map(ToString::to_string).collect();
     std::fs::write(folder.join("violations.txt"), text.join("\n") + "\n")?;
-    for node in stack.nodes() {
+    let nodes = servers.stacks().iter().flat_map(Stack::nodes);
+    for node in nodes.chain(servers.mirror().map(MirrorMaker::process)) {
         let log = node.log_path();
         std::fs::copy(log, folder.join(log.file_name().context("a log has a name")?))?;
     }

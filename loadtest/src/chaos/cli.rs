@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
-use coderelay_devstack::{CommitLog, Stack};
+use coderelay_devstack::{CommitLog, Observer, Patience, Regions, Stack};
+use coderelay_schemas::topics;
 use tokio_util::sync::CancellationToken;
 
 use super::campaign::{Campaign, Campaigner};
 use super::controls::Controls;
-use super::plan::BROKERS;
+use super::plan::{brokers, regions};
 use super::world::Programs;
 use crate::devstack::programs;
+use crate::pipeline::Servers;
 use crate::progress::Progress;
 
 /// Try to lose or to double a packet: seeded faults on a stack of its own, judged exactly.
@@ -53,18 +55,48 @@ impl ChaosArgs {
     pub async fn run(&self, stop: CancellationToken) -> Result<Found> {
         let (ingest, processor) = programs(self.bin.as_deref())?;
         let programs = Programs { ingest, processor, flaw: None };
-        let progress = Progress::new("chaos");
-        progress.step("starting three brokers and Cassandra");
-        let stack = Stack::builder().brokers(BROKERS).cql(true).linked(true).commit_log(CommitLog::Synced);
-        let stack = stack.start().await?;
-        drop(progress);
+        let (two, one): (Vec<_>, Vec<_>) = (self.from..self.from + self.seeds).partition(|seed| regions(*seed) > 1);
         if self.controls {
-            let seeds = self.from..self.from + self.seeds;
-            let controls = Box::pin(Controls::run(&stack, &programs, seeds, &self.out, &stop)).await?;
+            let servers = one_region().await?;
+            let controls = Box::pin(Controls::run(&servers, &programs, &one, &self.out, &stop)).await?;
             return Ok(Found::Controls(controls));
         }
-        let (from, seeds, out) = (self.from, self.seeds, self.out.as_path());
-        let campaigner = Campaigner { from, seeds, programs: &programs, out, until_caught: false, stop };
-        Ok(Found::Campaign(Box::pin(campaigner.run(&stack)).await?))
+        let mut campaign = Campaign::default();
+        let campaigner = |seeds| {
+            let (stop, out) = (stop.clone(), self.out.as_path());
+            Campaigner { seeds, programs: &programs, out, until_caught: false, stop }
+        };
+        if !one.is_empty() {
+            let servers = one_region().await?;
+            Box::pin(campaigner(one).run(&servers, &mut campaign)).await?;
+        }
+        if !two.is_empty() && !stop.is_cancelled() {
+            let servers = two_regions().await?;
+            let supervised = servers.mirror().context("two regions are mirrored")?;
+            let observer = Observer::default();
+            let supervisor = supervised.supervise(Patience::default(), &observer);
+            let campaigner = campaigner(two);
+            tokio::select! {
+                played = Box::pin(campaigner.run(&servers, &mut campaign)) => played?,
+                Err(error) = supervisor => return Err(error.into()),
+            }
+        }
+        Ok(Found::Campaign(campaign))
     }
+}
+
+async fn one_region() -> Result<Servers> {
+    let progress = Progress::new("chaos");
+    progress.step("starting three brokers and Cassandra");
+    let stack = Stack::builder().brokers(brokers(1)).cql(true).linked(true).commit_log(CommitLog::Synced);
+    Ok(Servers::Stack(Box::new(stack.start().await?)))
+}
+
+/// The mirror carries the topics of every seed.
+async fn two_regions() -> Result<Servers> {
+    let progress = Progress::new("chaos");
+    progress.step("starting two regions, each with a broker and Cassandra, and MirrorMaker");
+    let each = Stack::builder().cql(true).linked(true).commit_log(CommitLog::Synced);
+    let each = each.mirror_property("topics", &format!("{}.*", topics::PACKETS.replace('.', "[.]")));
+    Ok(Servers::Regions(Box::new(Regions::start(each).await?)))
 }

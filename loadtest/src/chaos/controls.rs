@@ -4,16 +4,16 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
-use coderelay_devstack::Stack;
 use coderelay_runtime::flaw::Flaw;
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::campaign::Campaigner;
+use super::campaign::{Campaign, Campaigner};
 use super::verdict::Violation;
 use super::world::Programs;
+use crate::pipeline::Servers;
 
 /// One flaw.
 #[derive(Debug, Serialize)]
@@ -31,14 +31,14 @@ pub struct Control {
 pub struct Controls(pub Vec<Control>);
 
 impl Controls {
-    /// Plays up to `seeds` seeds for each flaw, until it shows.
+    /// Plays `seeds` for each flaw, until it shows.
     ///
     /// # Errors
     /// As [`Campaigner::run`].
     pub async fn run(
-        stack: &Stack,
+        servers: &Servers,
         programs: &Programs,
-        seeds: std::ops::Range<u64>,
+        seeds: &[u64],
         out: &Path,
         stop: &CancellationToken,
     ) -> Result<Self> {
@@ -46,14 +46,14 @@ impl Controls {
         for flaw in Flaw::ALL {
             let programs = Programs { flaw: Some(flaw), ..programs.clone() };
             let campaigner = Campaigner {
-                from: seeds.start,
-                seeds: seeds.end - seeds.start,
+                seeds: seeds.to_vec(),
                 programs: &programs,
                 out: &out.join(flaw.to_string()),
                 until_caught: true,
                 stop: stop.clone(),
             };
-            let campaign = Box::pin(campaigner.run(stack)).await?;
+            let mut campaign = Campaign::default();
+            Box::pin(campaigner.run(servers, &mut campaign)).await?;
             let caught = campaign.violations.into_iter().next();
             let caught = caught.and_then(|(seed, violations)| Some((seed, violations.into_iter().next()?)));
             controls.0.push(Control { flaw, seeds: campaign.seeds, caught });

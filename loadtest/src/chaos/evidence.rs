@@ -8,8 +8,8 @@ use coderelay_schemas::ledger::{self, Entry, SOURCE_TOPIC};
 use scylla::value::{CqlDate, CqlTimestamp};
 use tokio::task::block_in_place;
 
+use super::region::Region;
 use super::topic::{self, Record};
-use super::world::World;
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +27,22 @@ pub struct Row {
 /// What a row is found by: repository and packet id. Its day is left out: a packet with rows under two days is stored twice.
 pub type Key = (String, Vec<u8>);
 
-/// What is left. Topics are by partition, in order.
+/// A topic that is processed.
+#[derive(Debug)]
+pub struct Source {
+    /// Its name.
+    pub topic: String,
+    /// Its records by partition, in order.
+    pub records: Vec<Vec<Record>>,
+}
+
+/// What is left in one region. Topics are by partition, in order.
 #[derive(Debug)]
 pub struct Evidence {
-    /// `code.packets.v1`.
-    pub source: Vec<Vec<Record>>,
+    /// The region's name, if there are several.
+    pub region: Option<String>,
+    /// `code.packets.v1`, and what was mirrored of the other regions'.
+    pub sources: Vec<Source>,
     /// `code.packets.deduped.v1`.
     pub deduped: Vec<Vec<Record>>,
     /// `code.packets.dlq.v1`.
@@ -42,8 +53,6 @@ pub struct Evidence {
     pub rows: Vec<(Key, Row)>,
     /// What was read from the duplicate-free topic while it was written.
     pub witnessed: Vec<Record>,
-    /// The topic that is processed.
-    pub topic: String,
 }
 
 impl Evidence {
@@ -51,20 +60,29 @@ impl Evidence {
     ///
     /// # Errors
     /// When a transaction stays open, or the servers do not answer.
-    pub async fn gather(world: &World<'_>, witnessed: Vec<Record>) -> Result<Self> {
-        let bootstrap = world.stack.bootstrap_servers();
+    pub async fn gather(region: &Region<'_>, witnessed: Vec<Record>) -> Result<Self> {
+        let bootstrap = region.stack.bootstrap_servers();
         let read = |topic: &str| block_in_place(|| topic::read(&bootstrap, topic));
-        let topics = &world.topics;
+        let topics = &region.identity.topics;
         let ledger = read(&topics.ledger)?.iter().map(|records| entries(records)).collect::<Result<_>>()?;
+        let sources = region.sources.iter().map(|topic| Ok(Source { topic: topic.clone(), records: read(topic)? }));
         Ok(Self {
-            source: read(&topics.packets)?,
+            region: region.stack.region().map(str::to_owned),
+            sources: sources.collect::<Result<_>>()?,
             deduped: read(&topics.deduped)?,
             letters: read(&topics.dlq)?,
             ledger,
-            rows: rows(world).await?,
+            rows: rows(region).await?,
             witnessed,
-            topic: topics.packets.clone(),
         })
+    }
+
+    /// The region's own packets.
+    ///
+    /// # Panics
+    /// If there is no source.
+    pub fn own(&self) -> &Source {
+        &self.sources[0]
     }
 }
 
@@ -80,19 +98,20 @@ fn entries(records: &[Record]) -> Result<Vec<(Option<String>, Entry)>> {
     Ok(all)
 }
 
-async fn rows(world: &World<'_>) -> Result<Vec<(Key, Row)>> {
+async fn rows(region: &Region<'_>) -> Result<Vec<(Key, Row)>> {
     type Written = (String, CqlDate, Vec<u8>, i64);
     type Full = (String, CqlDate, Vec<u8>, Vec<u8>, Option<BTreeMap<String, String>>, CqlTimestamp);
+    let keyspace = &region.identity.keyspace;
     // Anew: a session that has seen the store die waits before it tries again.
-    let session = Box::pin(world.stack.cql_session()).await?;
-    let result = session.query_unpaged(cql::scan_ids(&world.keyspace), ()).await?.into_rows_result()?;
+    let session = Box::pin(region.stack.cql_session()).await?;
+    let result = session.query_unpaged(cql::scan_ids(keyspace), ()).await?.into_rows_result()?;
     let mut written = BTreeMap::new();
     for row in result.rows::<Written>()? {
         let (repo_id, day, packet_id, time) = row?;
         written.insert((repo_id, day.0, packet_id), time);
     }
     let all = (i64::MIN, i64::MAX);
-    let result = session.query_unpaged(cql::scan_rows(&world.keyspace), all).await?.into_rows_result()?;
+    let result = session.query_unpaged(cql::scan_rows(keyspace), all).await?.into_rows_result()?;
     let rows = result.rows::<Full>()?.map(|row| {
         let (repo_id, day, packet_id, content, metadata, created_at) = row?;
         let key = (repo_id, day.0, packet_id);

@@ -9,8 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow};
-use coderelay_devstack::Stack;
+use anyhow::{Context, Result, anyhow, ensure};
 use coderelay_schemas::pb::CodePacket;
 use futures::future::join_all;
 use prost::Message as _;
@@ -20,16 +19,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::edges;
 use super::evidence::Evidence;
+use super::fault::Service;
 use super::history::Event;
 use super::nemesis;
 use super::packets::Packets;
-use super::plan::{Junk, JunkKind, Plan, Request, Service, TRAFFIC, Version, Way};
+use super::plan::{Junk, JunkKind, Plan, Request, TRAFFIC, Version, Way};
 use super::producer::Producer;
+use super::rest;
 use super::verdict::{Kind, Violation, judge};
 use super::witness::Witness;
-use super::world::{Programs, World};
-use crate::backlog::Backlog;
-use crate::pipeline::remove;
+use super::world::{self, Programs, World};
+use crate::pipeline::Servers;
 
 /// How long the pipeline may take to come to rest once everything is whole.
 const REST: Duration = Duration::from_secs(90);
@@ -57,17 +57,17 @@ pub struct Outcome {
 ///
 /// # Errors
 /// When the world could not be made or looked at: nothing is known of its promises then.
-pub async fn play(stack: &Stack, programs: &Programs, plan: &Plan, folder: &Path) -> Result<Outcome> {
+pub async fn play(servers: &Servers, programs: &Programs, plan: &Plan, folder: &Path) -> Result<Outcome> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     std::fs::write(folder.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
-    let world = World::begin(stack, programs, plan, folder).await?;
+    let world = World::begin(servers, programs, plan, folder).await?;
     let history = world.history.clone();
     let (topics, keyspace) = (world.topics.clone(), world.keyspace.clone());
     let outcome = observe(world, plan, folder).await;
     history.write(&folder.join("history.jsonl"))?;
     let outcome = outcome?;
     if outcome.violations.is_empty() {
-        remove(&stack.bootstrap_servers(), &stack.cql_contact(), &topics, &keyspace).await?;
+        world::clear(servers, &topics, &keyspace).await?;
     }
     Ok(outcome)
 }
@@ -76,13 +76,13 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     // Whole milliseconds, as CQL has them.
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
     let packets = Arc::new(Packets::new(plan.seed, plan.packets(), UNIX_EPOCH + Duration::from_millis(now)));
-    let topics = &world.topics;
-    let bootstrap = world.stack.bootstrap_servers();
-    let backlog = block_in_place(|| Backlog::watch(&bootstrap, &world.group, std::slice::from_ref(&topics.packets)))?;
-    let witness = block_in_place(|| Witness::begin(&bootstrap, &topics.deduped))?;
-    let ingest = world.keeper(Service::Ingest);
-    while ingest.process().is_none() {
-        sleep(LOOK).await;
+    let witnesses = world.regions.iter().map(|region| block_in_place(|| Witness::begin(region)));
+    let witnesses: Vec<_> = witnesses.collect::<Result<_>>()?;
+    for region in 0..world.regions.len() {
+        let ingest = world.keeper(Service::Ingest(region));
+        while ingest.process().is_none() {
+            sleep(LOOK).await;
+        }
     }
 
     let began = Instant::now();
@@ -91,15 +91,18 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         join_all(producers.map(|(number, requests)| producer(&world, &packets, number, began).run(requests.clone())))
             .await
     };
+    let schema = create_schema(&world, plan.schema_at.map(|at| began + at));
     let junk = scatter(&world, &packets, &plan.junk, began);
-    let (missing, junk, strikes) = tokio::join!(produce, junk, nemesis::strike(&world, &plan.strikes, began));
+    let strikes = nemesis::strike(&world, &plan.strikes, began);
+    let (missing, junk, schema, strikes) = tokio::join!(produce, junk, schema, strikes);
     junk?;
+    schema?;
     let strikes = strikes?;
     world.history.note("everything is whole again");
 
     let mut violations = Vec::new();
     let mut missing: Vec<Version> = missing.into_iter().flatten().collect();
-    violations.extend(rest(&world, &backlog).await);
+    violations.extend(await_rest(&world).await);
     if violations.is_empty() {
         // Whatever a memory has lost meanwhile would be published again now.
         let again = plan.producers.iter().flatten().flat_map(|request| &request.packets).copied();
@@ -108,7 +111,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         let requests =
             requests.map(|packets| Request { at: Duration::ZERO, way: Way::Batch, packets: packets.to_vec() });
         missing.extend(producer(&world, &packets, plan.producers.len(), Instant::now()).run(requests.collect()).await);
-        violations.extend(rest(&world, &backlog).await);
+        violations.extend(await_rest(&world).await);
     }
     for version in missing {
         let what = "never acknowledged, however often it was sent".to_owned();
@@ -116,10 +119,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     }
     let at_rest = violations.is_empty();
     let events = world.history.events();
-    let evidence = match block_in_place(|| witness.finish()) {
-        Ok(witnessed) => Evidence::gather(&world, witnessed).await,
-        Err(error) => Err(error),
-    };
+    let evidence = gather(&world, witnesses).await;
     let history = world.history.clone();
     world.end().await?;
     let mut outcome = Outcome { violations, history: events, ..Outcome::default() };
@@ -127,8 +127,10 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         // A pipeline that stands still has not done what it should have; its other promises cannot be judged.
         Ok(evidence) if at_rest => {
             outcome.violations.extend(judge(&packets, &outcome.history, &evidence)?);
-            outcome.taken = evidence.source.iter().flatten().count() as u64;
-            outcome.published = evidence.deduped.iter().flatten().count() as u64;
+            for region in &evidence {
+                outcome.taken += region.own().records.iter().flatten().count() as u64;
+                outcome.published += region.deduped.iter().flatten().count() as u64;
+            }
         }
         Ok(_) => {}
         Err(error) => {
@@ -137,16 +139,46 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
             outcome.violations.push(Violation { kind: Kind::Liveness, packet: None, what });
         }
     }
-    for hit in strikes.into_iter().chain(edges::crashed(folder)?) {
+    for hit in strikes.into_iter().chain(edges::hit(folder)?).chain(weather(plan)) {
         *outcome.hits.entry(hit).or_default() += 1;
     }
     Ok(outcome)
 }
 
+/// Makes the schema when it is time for it; stores that are away then are waited for.
+async fn create_schema(world: &World<'_>, at: Option<Instant>) -> Result<()> {
+    let Some(at) = at else { return Ok(()) };
+    sleep_until(at).await;
+    while let Err(error) = world.create_schema().await {
+        world.history.note(format!("no schema yet: {error:#}"));
+        ensure!(at.elapsed() < REST, "no schema: {error:#}");
+        sleep(LOOK).await;
+    }
+    world.history.note("there is a schema");
+    Ok(())
+}
+
+/// What holds for a whole seed.
+fn weather(plan: &Plan) -> impl Iterator<Item = String> {
+    let little_room = plan.room.map(|_| "ingest with little room".to_owned());
+    let late = plan.schema_at.map(|_| "schema missing".to_owned());
+    let clocks = (plan.clocks.len() > 1).then(|| "clocks that jump".to_owned());
+    little_room.into_iter().chain(late).chain(clocks)
+}
+
+async fn gather(world: &World<'_>, witnesses: Vec<Witness>) -> Result<Vec<Evidence>> {
+    let mut evidence = Vec::new();
+    for (region, witness) in world.regions.iter().zip(witnesses) {
+        let read = block_in_place(|| witness.finish())?;
+        evidence.push(Evidence::gather(region, read).await?);
+    }
+    Ok(evidence)
+}
+
 fn producer(world: &World<'_>, packets: &Arc<Packets>, number: usize, began: Instant) -> Producer {
     Producer {
         number,
-        endpoint: world.endpoint.clone(),
+        endpoints: world.regions.iter().map(|region| region.endpoint.clone()).collect(),
         packets: packets.clone(),
         history: world.history.clone(),
         began,
@@ -154,21 +186,14 @@ fn producer(world: &World<'_>, packets: &Arc<Packets>, number: usize, began: Ins
     }
 }
 
-/// Waits until the group has committed all that is in its topic.
-async fn rest(world: &World<'_>, backlog: &Backlog) -> Option<Violation> {
-    let (called, deadline) = (std::time::Instant::now(), Instant::now() + REST);
+/// Waits until everything has come to rest.
+async fn await_rest(world: &World<'_>) -> Option<Violation> {
+    let deadline = Instant::now() + REST;
     loop {
-        let latest = backlog.latest().filter(|look| look.at > called);
-        if latest.is_some_and(|look| look.waiting() == 0) {
-            return None;
-        }
+        let Err(moves) = block_in_place(|| rest::is_at_rest(&world.regions)) else { return None };
         if Instant::now() > deadline {
-            let what = match latest {
-                Some(look) => format!("{} records wait and nothing moves", look.waiting()),
-                None => "the brokers do not tell how far the group is".to_owned(),
-            };
-            world.history.note(&what);
-            return Some(Violation { kind: Kind::Liveness, packet: None, what });
+            world.history.note(&moves);
+            return Some(Violation { kind: Kind::Liveness, packet: None, what: moves });
         }
         sleep(LOOK).await;
     }
@@ -176,8 +201,9 @@ async fn rest(world: &World<'_>, backlog: &Backlog) -> Option<Violation> {
 
 /// Writes what is no packet.
 async fn scatter(world: &World<'_>, packets: &Packets, junk: &[Junk], began: Instant) -> Result<()> {
-    let producer: FutureProducer = world.stack.kafka_client().set("acks", "all").create()?;
-    for Junk { at, kind } in junk {
+    let clients = world.stacks().iter().map(|stack| stack.kafka_client().set("acks", "all").create());
+    let producers: Vec<FutureProducer> = clients.collect::<Result<_, _>>()?;
+    for (Junk { at, kind }, producer) in junk.iter().zip(producers.iter().cycle()) {
         sleep_until(began + *at).await;
         let packet: CodePacket = packets.packet(Version { packet: 0, content: 0 })?;
         let (key, value) = match kind {

@@ -35,7 +35,9 @@ pub enum What {
     Committed {
         /// What.
         version: Version,
-        /// Where.
+        /// By the ingest of this region.
+        region: usize,
+        /// Where in its topic.
         partition: i32,
         /// Where there.
         offset: i64,
@@ -114,7 +116,9 @@ impl fmt::Display for Event {
         write!(f, "{:8.3} s  ", self.at)?;
         match &self.what {
             What::Sent { producer, version } => write!(f, "producer {producer} sends {version}"),
-            What::Committed { version, partition, offset } => write!(f, "{version} committed at {partition}@{offset}"),
+            What::Committed { version, region, partition, offset } => {
+                write!(f, "{version} committed in region {region} at {partition}@{offset}")
+            }
             What::Failed { version, answer } => write!(f, "{version} not committed: {answer}"),
             What::Note { text } => f.write_str(text),
         }

@@ -1,30 +1,46 @@
 //! Starts a service again whenever it has ended, as systemd or Kubernetes would, until it is told to stop.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use coderelay_devstack::{Launch, Process};
+use coderelay_runtime::clock;
+use procfs::process::ProcState;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::history::History;
-use super::plan::Mishap;
+use super::mishap::Mishap;
 
 /// Between a process's end and its next start.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a service may take to leave.
 const GRACE: Duration = Duration::from_secs(30);
+/// Between two looks whether a process has stopped itself.
+const LOOK: Duration = Duration::from_millis(50);
 /// Where services look for their failpoints.
 const FAILPOINTS: &str = "FAILPOINTS";
 
-/// In the grammar of the `fail` crate.
-fn failpoints(Mishap { edge, after, stall }: &Mishap) -> String {
-    match stall {
-        None => format!("{edge}={after}*off->return"),
-        Some(stall) => format!("{edge}={after}*off->1*sleep({})", stall.as_millis()),
+/// Lets a process go on that has stopped itself, after so long.
+async fn thaw(process: &Process, frozen: Option<Duration>) -> Infallible {
+    if let Some(frozen) = frozen {
+        while !is_stopped(process) {
+            sleep(LOOK).await;
+        }
+        sleep(frozen).await;
+        // Another fault may have killed it meanwhile.
+        let _ = process.resume().await;
     }
+    pending().await
+}
+
+fn is_stopped(process: &Process) -> bool {
+    let status = procfs::process::Process::new(process.pid().cast_signed()).and_then(|process| process.stat());
+    status.and_then(|status| status.state()).is_ok_and(|state| state == ProcState::Stopped)
 }
 
 /// One service, kept alive.
@@ -37,25 +53,34 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. `mishaps` befall its first lives, one after the other.
-    pub fn keep(launch: Launch, name: &str, mishaps: Vec<Mishap>, history: Arc<History>) -> Self {
+    /// Starts it. `mishaps` befall its first lives, one after the other, and its clock jumps to the next of `clocks` with each.
+    pub fn keep(launch: Launch, name: &str, mishaps: Vec<Mishap>, clocks: &[i64], history: Arc<History>) -> Self {
         let (current, stop) = (Arc::new(Mutex::new(None)), CancellationToken::new());
         let (name, shown, stopped) = (name.to_owned(), current.clone(), stop.clone());
         let called = name.clone();
+        let clocks = clocks.to_vec();
         let keeping = tokio::spawn(async move {
-            let mut mishaps = mishaps.into_iter();
+            let (mut mishaps, mut clocks) = (mishaps.into_iter(), clocks.iter().cycle());
             while !stopped.is_cancelled() {
-                let failpoints = mishaps.next().map(|mishap| failpoints(&mishap));
-                let launch = launch.clone().envs([(FAILPOINTS, failpoints.clone().unwrap_or_default())]);
+                let mishap = mishaps.next();
+                let failpoints = mishap.as_ref().map(Mishap::failpoints);
+                let ahead = clocks.next().copied().unwrap_or_default();
+                let launch = launch
+                    .clone()
+                    .envs([(FAILPOINTS, failpoints.clone().unwrap_or_default()), (clock::VARIABLE, ahead.to_string())]);
                 let process = Arc::new(Process::launch(launch)?);
                 let armed = failpoints.map_or(String::new(), |failpoints| format!(", armed with {failpoints}"));
-                history.note(format!("{called} starts{armed}"));
+                history.note(format!("{called} starts{armed}, its clock {ahead} s ahead"));
                 *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.clone());
                 let status = tokio::select! {
                     status = process.wait() => status,
                     () = stopped.cancelled() => process.stop(GRACE).await?,
+                    never = thaw(&process, mishap.as_ref().and_then(Mishap::frozen)) => match never {},
                 };
                 history.note(format!("{called} has ended: {status}"));
+                if mishap.is_some_and(|mishap| mishap.is_last()) {
+                    stopped.cancelled().await;
+                }
                 tokio::select! {
                     () = sleep(PAUSE) => {}
                     () = stopped.cancelled() => {}

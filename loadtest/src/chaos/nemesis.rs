@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use coderelay_devstack::{Action, Api, Process, Rule};
+use coderelay_devstack::{Action, Api, MirrorMaker, Process, Rule, Stack};
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::plan::{Fault, How, KafkaRequest, Mistreatment, Service, Strike, TRAFFIC};
+use super::fault::{Fault, How, KafkaRequest, Mistreatment, Service, Strike};
+use super::plan::TRAFFIC;
 use super::world::World;
 
 /// How long a processor that was a guest may take to leave.
@@ -31,11 +32,12 @@ pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant) -> Re
     });
     let done = try_join_all(strikes).await?.concat();
     // Two faults of one node may have crossed each other. All are started before any is waited for: one broker alone is no quorum.
-    for node in world.stack.nodes() {
+    let nodes = || world.stacks().iter().flat_map(Stack::nodes).chain(world.mirror().ok().map(MirrorMaker::process));
+    for node in nodes() {
         node.start()?;
         node.resume().await?;
     }
-    for node in world.stack.nodes() {
+    for node in nodes() {
         node.ready().await?;
     }
     Ok(done)
@@ -61,39 +63,63 @@ async fn inflict(world: &World<'_>, fault: &Fault) -> Result<u64> {
             sleep(*duration).await;
             twin.kill().await?;
         }
-        Fault::Join(duration) => {
-            let guest = world.guest()?;
+        Fault::Join(region, duration) => {
+            let guest = world.guest(*region)?;
             sleep(*duration).await;
             guest.stop(GRACE).await?;
         }
         Fault::KillBrokers(brokers, duration) => {
             for broker in brokers {
-                world.stack.broker(*broker).kill().await?;
+                world.broker(*broker).kill().await?;
             }
             sleep(*duration).await;
             for broker in brokers {
-                world.stack.broker(*broker).start()?;
+                world.broker(*broker).start()?;
             }
         }
-        Fault::FreezeBroker(broker, duration) => freeze(world.stack.broker(*broker), *duration).await,
+        Fault::FreezeBroker(broker, duration) => freeze(world.broker(*broker), *duration).await,
         Fault::RollBroker(broker) => {
-            let broker = world.stack.broker(*broker);
+            let broker = world.broker(*broker);
             broker.stop(GRACE).await?;
             broker.start()?;
         }
-        Fault::KillStore(duration) => {
-            world.stack.cql().kill().await?;
+        Fault::KillStore(region, duration) => {
+            let store = world.stacks()[*region].cql();
+            store.kill().await?;
             sleep(*duration).await;
-            world.stack.cql().start()?;
+            store.start()?;
         }
-        Fault::FreezeStore(duration) => freeze(world.stack.cql(), *duration).await,
+        Fault::FreezeStore(region, duration) => freeze(world.stacks()[*region].cql(), *duration).await,
         Fault::Request(mistreatment) => return Ok(mistreat(world, mistreatment).await),
+        Fault::KillMirror => {
+            world.mirror()?.process().kill().await?;
+        }
+        Fault::FreezeMirror(duration) => freeze(world.mirror()?.process(), *duration).await,
+        Fault::CutLink(duration) => {
+            world.link()?.cut();
+            sleep(*duration).await;
+            world.link()?.heal();
+        }
+        Fault::LoseRegion(region, duration) => lose(world, *region, *duration).await?,
     }
     Ok(1)
 }
 
 fn running(world: &World<'_>, service: Service) -> Option<Arc<Process>> {
     world.keeper(service).process().filter(|process| process.is_running())
+}
+
+/// All at once: its servers and its services, which their keepers start again at once, to wait for the servers.
+async fn lose(world: &World<'_>, region: usize, duration: Duration) -> Result<()> {
+    let stack = &world.stacks()[region];
+    let services: Vec<_> = world.services(region).filter_map(|service| running(world, service)).collect();
+    let services = try_join_all(services.iter().map(|service| service.kill()));
+    tokio::try_join!(stack.kill(), services)?;
+    sleep(duration).await;
+    for node in stack.nodes() {
+        node.start()?;
+    }
+    Ok(())
 }
 
 /// A process that ends meanwhile, or another fault lets go on, is left alone.
@@ -106,7 +132,8 @@ async fn freeze(process: &Process, duration: Duration) {
 
 /// Waits until as many requests were mistreated as planned, for as long as there is traffic to mistreat. How many were.
 async fn mistreat(world: &World<'_>, mistreatment: &Mistreatment) -> u64 {
-    let interception = world.stack.intercept(rule(mistreatment));
+    // The link of mirrored regions leads to the first of them.
+    let interception = world.stacks()[0].intercept(rule(mistreatment));
     let deadline = Instant::now() + TRAFFIC;
     while interception.hits() < mistreatment.times && Instant::now() < deadline {
         sleep(LOOK).await;

@@ -27,8 +27,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Producer {
     /// Its number.
     pub number: usize,
-    /// Where ingest listens.
-    pub endpoint: Endpoint,
+    /// Where each region's ingest listens. It begins with one by its number, and goes to the next when a request fails.
+    pub endpoints: Vec<Endpoint>,
     /// What can be sent.
     pub packets: Arc<Packets>,
     /// Learns of everything.
@@ -43,7 +43,8 @@ impl Producer {
     /// Sends `requests`, each until all of it is committed. The packets that were not when the deadline came.
     pub async fn run(self, requests: Vec<Request>) -> Vec<Version> {
         // A new connection after each failure, as a client that was restarted has.
-        let mut client = self.connect();
+        let mut region = self.number % self.endpoints.len();
+        let mut client = self.connect(region);
         let mut missing = Vec::new();
         for Request { at, way, packets } in requests {
             sleep_until(self.began + at).await;
@@ -53,12 +54,13 @@ impl Producer {
                     self.history.add(What::Sent { producer: self.number, version: *version });
                 }
                 let before = open.len();
-                if let Err(status) = self.attempt(&mut client, way, &mut open).await {
+                if let Err(status) = self.attempt(&mut client, region, way, &mut open).await {
                     for version in &open {
                         let answer = format!("{:?}: {}", status.code(), status.message());
                         self.history.add(What::Failed { version: *version, answer });
                     }
-                    client = self.connect();
+                    region = (region + 1) % self.endpoints.len();
+                    client = self.connect(region);
                 }
                 if way == Way::Deserted {
                     way = Way::Batch;
@@ -71,14 +73,15 @@ impl Producer {
         missing
     }
 
-    fn connect(&self) -> IngestClient<Channel> {
-        IngestClient::new(self.endpoint.connect_lazy())
+    fn connect(&self, region: usize) -> IngestClient<Channel> {
+        IngestClient::new(self.endpoints[region].connect_lazy())
     }
 
     /// Sends `open` once and takes out of it what is committed.
     async fn attempt(
         &self,
         client: &mut IngestClient<Channel>,
+        region: usize,
         way: Way,
         open: &mut Vec<Version>,
     ) -> Result<(), Status> {
@@ -91,7 +94,7 @@ impl Producer {
                 Way::Batch | Way::Deserted => {
                     let answer = client.publish_batch(PublishBatchRequest { packets }).await?.into_inner();
                     for (version, result) in sent.iter().zip(&answer.results) {
-                        self.settle(*version, result, open);
+                        self.settle(*version, region, result, open);
                     }
                 }
                 Way::Stream => {
@@ -102,7 +105,7 @@ impl Producer {
                     while let Some(answer) = answers.next().await {
                         for result in &answer?.results {
                             let version = sent.get(result.seq as usize).ok_or_else(|| Status::internal("seq"))?;
-                            self.settle(*version, result, open);
+                            self.settle(*version, region, result, open);
                         }
                     }
                 }
@@ -113,10 +116,11 @@ impl Producer {
         timeout(patience, exchange).await.unwrap_or_else(|_| Err(silent()))
     }
 
-    fn settle(&self, version: Version, result: &PublishResult, open: &mut Vec<Version>) {
+    fn settle(&self, version: Version, region: usize, result: &PublishResult, open: &mut Vec<Version>) {
         match &result.outcome {
             Some(Outcome::Committed(place)) => {
-                self.history.add(What::Committed { version, partition: place.partition, offset: place.offset });
+                let (partition, offset) = (place.partition, place.offset);
+                self.history.add(What::Committed { version, region, partition, offset });
                 // One of it only: a request may hold a packet twice.
                 if let Some(index) = open.iter().position(|other| *other == version) {
                     open.remove(index);

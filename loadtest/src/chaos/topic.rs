@@ -28,7 +28,15 @@ pub struct Record {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
+/// All of a record but its place: key, value, headers and timestamp, which a mirror keeps and a processor publishes.
+pub type Content<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a [(String, Option<Vec<u8>>)], Option<i64>);
+
 impl Record {
+    /// All of it but its place.
+    pub fn content(&self) -> Content<'_> {
+        (self.key.as_deref(), self.value.as_deref(), &self.headers, self.timestamp)
+    }
+
     /// The text of its last header `name`.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().rev().find(|(header, _)| header == name)?;

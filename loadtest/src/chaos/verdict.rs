@@ -1,20 +1,20 @@
-//! The exact checker. What the pipeline makes of its source topic is a function of it: record by record, in the order of offsets, a
-//! packet is accepted when its id is new, passed over when it was accepted with the same content, and a dead letter when it was accepted
-//! with another. Everything else that is found is a violation.
+//! The exact checker: whatever is found is to be what [was expected](super::expected), and was acknowledged, mirrored and read as promised.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use anyhow::Result;
-use coderelay_schemas::dlq::{self, DlqReason};
+use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 use serde::Serialize;
 
-use super::evidence::{Evidence, Key, Row};
+use super::evidence::{Evidence, Source};
+use super::expected::{Expected, First, decode};
 use super::history::{Event, What};
+use super::mirrored;
 use super::packets::Packets;
 use super::plan::Version;
 use super::topic::Record;
@@ -36,9 +36,12 @@ pub struct Violation {
 pub enum Kind {
     /// What was acknowledged is in the topic, where the answer said, as it was sent; nothing else is.
     Acknowledged,
+    /// A region's topic is in the others, every record at least once, as it was and in order; nothing else is.
+    Mirrored,
     /// Every accepted record is in the duplicate-free topic once, byte for byte, in order; nothing else is.
     Published,
-    /// Every accepted packet has one row, with its content and its record's timestamp as write time; nothing else has.
+    /// Every accepted packet has one row, with its content and its record's timestamp as write time; nothing else has. In several regions
+    /// it is the same row.
     Stored,
     /// Every refused record is a dead letter once, as it was, with the reason.
     DeadLettered,
@@ -50,67 +53,25 @@ pub enum Kind {
     Liveness,
 }
 
-/// What is to become of the source topic's records.
-struct Expected<'a> {
-    /// By partition, in order.
-    accepted: Vec<Vec<(&'a Record, CodePacket)>>,
-    refused: Vec<(&'a Record, DlqReason)>,
-}
-
-impl<'a> Expected<'a> {
-    fn of(source: &'a [Vec<Record>]) -> Self {
-        let mut expected = Self { accepted: Vec::new(), refused: Vec::new() };
-        for records in source {
-            let mut contents: HashMap<Key, bytes::Bytes> = HashMap::new();
-            let mut accepted = Vec::new();
-            for record in records {
-                let packet = match decode(record) {
-                    Ok(packet) => packet,
-                    Err(reason) => {
-                        expected.refused.push((record, reason));
-                        continue;
-                    }
-                };
-                match contents.get(&key(&packet)) {
-                    Some(content) if *content == packet.content => {}
-                    Some(_) => expected.refused.push((record, DlqReason::IdConflict)),
-                    None => {
-                        contents.insert(key(&packet), packet.content.clone());
-                        accepted.push((record, packet));
-                    }
-                }
-            }
-            expected.accepted.push(accepted);
-        }
-        expected
-    }
-}
-
-/// Of the mistakes that the plan's junk makes.
-fn decode(record: &Record) -> Result<CodePacket, DlqReason> {
-    let value = record.value.as_deref().ok_or(DlqReason::InvalidPacket)?;
-    let packet = CodePacket::decode(value).map_err(|_| DlqReason::DecodeError)?;
-    if record.key.as_deref() == Some(packet.repo_id.as_bytes()) { Ok(packet) } else { Err(DlqReason::InvalidPacket) }
-}
-
-fn key(packet: &CodePacket) -> Key {
-    (packet.repo_id.clone(), packet.packet_id.to_vec())
-}
-
-/// Judges what is left of a world against what its producers did. The violations, none twice.
+/// Judges what is left of each region of a world against what its producers did. The violations, none twice.
 ///
 /// # Errors
 /// None that memory does not make.
-pub fn judge(packets: &Packets, events: &[Event], evidence: &Evidence) -> Result<Vec<Violation>> {
-    let mut judge = Judge { packets, violations: Vec::new() };
-    let expected = Expected::of(&evidence.source);
-    judge.acknowledged(events, &evidence.source)?;
-    judge.published(&expected, &evidence.deduped);
-    judge.stored(&expected, &evidence.rows);
-    judge.dead_lettered(&expected, evidence);
-    judge.remembered(&expected, evidence)?;
-    judge.witnessed(&evidence.deduped, &evidence.witnessed);
-    let mut violations = judge.violations;
+pub fn judge(packets: &Packets, events: &[Event], regions: &[Evidence]) -> Result<Vec<Violation>> {
+    let mut violations = Vec::new();
+    for (number, evidence) in regions.iter().enumerate() {
+        let mut judge = Judge { packets, evidence, violations: Vec::new() };
+        let expected = Expected::of(evidence);
+        judge.acknowledged(number, events)?;
+        let others = regions.iter().filter(|other| other.region != evidence.region);
+        others.zip(&evidence.sources[1..]).for_each(|(other, copies)| judge.mirrored(other.own(), copies));
+        judge.published(&expected);
+        judge.stored(&expected);
+        judge.dead_lettered(&expected);
+        judge.remembered(&expected)?;
+        judge.witnessed();
+        violations.extend(judge.violations);
+    }
     violations.sort();
     violations.dedup();
     Ok(violations)
@@ -118,12 +79,17 @@ pub fn judge(packets: &Packets, events: &[Event], evidence: &Evidence) -> Result
 
 struct Judge<'a> {
     packets: &'a Packets,
+    evidence: &'a Evidence,
     violations: Vec<Violation>,
 }
 
 impl Judge<'_> {
     fn add(&mut self, kind: Kind, packet: Option<u32>, what: impl Into<String>) {
-        self.violations.push(Violation { kind, packet, what: what.into() });
+        let what = match &self.evidence.region {
+            Some(region) => format!("{region}: {}", what.into()),
+            None => what.into(),
+        };
+        self.violations.push(Violation { kind, packet, what });
     }
 
     fn number(&self, record: &Record) -> Option<u32> {
@@ -131,9 +97,9 @@ impl Judge<'_> {
         self.packets.number(&packet.packet_id)
     }
 
-    fn acknowledged(&mut self, events: &[Event], source: &[Vec<Record>]) -> Result<()> {
+    fn acknowledged(&mut self, number: usize, events: &[Event]) -> Result<()> {
         let mut places: HashMap<(i32, i64), Option<Version>> = HashMap::new();
-        for record in source.iter().flatten() {
+        for record in self.evidence.own().records.iter().flatten() {
             let Ok(packet) = decode(record) else { continue };
             let version = self.packets.identify(&packet)?;
             if version.is_none() {
@@ -143,7 +109,10 @@ impl Judge<'_> {
         }
         let mut answered: HashMap<(i32, i64), u64> = HashMap::new();
         for event in events {
-            let What::Committed { version, partition, offset } = &event.what else { continue };
+            let What::Committed { version, region, partition, offset } = &event.what else { continue };
+            if *region != number {
+                continue;
+            }
             let found = places.get(&(*partition, *offset)).copied().flatten();
             if found != Some(*version) {
                 let found = found.map_or("nothing of the kind".to_owned(), |found| found.to_string());
@@ -160,58 +129,63 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Order and bytes at once: the two sequences have to be the same.
-    fn published(&mut self, expected: &Expected<'_>, deduped: &[Vec<Record>]) {
-        for (accepted, found) in expected.accepted.iter().zip(deduped) {
-            let mut counts: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
-            let bytes = |record: &Record| record.value.clone().unwrap_or_default();
-            for (record, _) in accepted {
-                *counts.entry(bytes(record)).or_default() -= 1;
+    fn mirrored(&mut self, source: &Source, copies: &Source) {
+        for (partition, sent, arrived) in mirrored::differences(&source.records, &copies.records) {
+            let what = format!("{}/{partition} has {arrived} records of {sent}, or others", copies.topic);
+            self.add(Kind::Mirrored, None, what);
+        }
+    }
+
+    /// Order and bytes at once: of each source topic the two sequences have to be the same.
+    fn published(&mut self, expected: &Expected<'_>) {
+        for (partition, found) in expected.0.iter().zip(&self.evidence.deduped) {
+            let accepted: Vec<_> = partition.accepted().map(|first| first.record).collect();
+            self.published_once(&accepted, found);
+            for firsts in &partition.firsts {
+                let accepted: Vec<_> = firsts.iter().filter(|first| first.accepted).map(|first| first.record).collect();
+                let values: HashSet<_> = accepted.iter().map(|record| &record.value).collect();
+                let found: Vec<_> = found.iter().filter(|record| values.contains(&record.value)).collect();
+                self.published_in_order(&accepted, &found);
             }
-            for record in found {
-                *counts.entry(bytes(record)).or_default() += 1;
-            }
-            for record in accepted.iter().map(|(record, _)| *record).chain(found) {
-                match counts.remove(&bytes(record)) {
-                    None | Some(0) => {}
-                    Some(-1) => self.add(Kind::Published, self.number(record), format!("{} is missing", place(record))),
-                    Some(more) => {
-                        self.add(
-                            Kind::Published,
-                            self.number(record),
-                            format!("{more} too many, as at {}", place(record)),
-                        );
-                    }
-                }
-            }
-            for ((record, _), copy) in accepted.iter().zip(found) {
-                if (record.value != copy.value) && accepted.len() == found.len() {
-                    self.add(Kind::Published, self.number(record), format!("out of order at {}", place(copy)));
-                    break;
-                }
-                let rest = |record: &Record| (record.key.clone(), record.headers.clone(), record.timestamp);
-                if record.value == copy.value && rest(record) != rest(copy) {
-                    let what =
-                        format!("key, headers or timestamp at {} are not those of {}", place(copy), place(record));
+        }
+    }
+
+    fn published_once(&mut self, accepted: &[&Record], found: &[Record]) {
+        let mut counts: BTreeMap<_, i64> = BTreeMap::new();
+        for record in accepted {
+            *counts.entry(&record.value).or_default() -= 1;
+        }
+        for record in found {
+            *counts.entry(&record.value).or_default() += 1;
+        }
+        for record in accepted.iter().copied().chain(found) {
+            match counts.remove(&record.value) {
+                None | Some(0) => {}
+                Some(-1) => self.add(Kind::Published, self.number(record), format!("{} is missing", place(record))),
+                Some(more) => {
+                    let what = format!("{more} too many, as at {}", place(record));
                     self.add(Kind::Published, self.number(record), what);
                 }
             }
         }
     }
 
-    fn stored(&mut self, expected: &Expected<'_>, rows: &[(Key, Row)]) {
-        let mut wanted: BTreeMap<Key, Row> = BTreeMap::new();
-        for (record, packet) in expected.accepted.iter().flatten() {
-            let created_at = packet.created_at.unwrap_or_default();
-            let row = Row {
-                content: packet.content.to_vec(),
-                metadata: packet.metadata.clone().into_iter().collect(),
-                created_at: created_at.seconds * 1000 + i64::from(created_at.nanos) / 1_000_000,
-                written: record.timestamp.unwrap_or_default() * 1000,
-            };
-            wanted.insert(key(packet), row);
+    fn published_in_order(&mut self, accepted: &[&Record], found: &[&Record]) {
+        for (record, copy) in accepted.iter().zip(found) {
+            if record.value != copy.value && accepted.len() == found.len() {
+                self.add(Kind::Published, self.number(record), format!("out of order at {}", place(copy)));
+                break;
+            }
+            if record.value == copy.value && record.content() != copy.content() {
+                let what = format!("key, headers or timestamp at {} are not those of {}", place(copy), place(record));
+                self.add(Kind::Published, self.number(record), what);
+            }
         }
-        for (key, row) in rows {
+    }
+
+    fn stored(&mut self, expected: &Expected<'_>) {
+        let mut wanted = expected.rows();
+        for (key, row) in &self.evidence.rows {
             let number = self.packets.number(&key.1);
             match wanted.remove(key) {
                 None => self.add(Kind::Stored, number, "a row that should not be there, or a second one"),
@@ -228,21 +202,16 @@ impl Judge<'_> {
         }
     }
 
-    fn dead_lettered(&mut self, expected: &Expected<'_>, evidence: &Evidence) {
-        let mut letters: BTreeMap<(String, String), Vec<&Record>> = BTreeMap::new();
-        for letter in evidence.letters.iter().flatten() {
-            let header = |name| letter.header(name).unwrap_or_default().to_owned();
-            if header(dlq::DLQ_TOPIC) != evidence.topic {
-                self.add(
-                    Kind::DeadLettered,
-                    self.number(letter),
-                    format!("a letter of no record at {}", place(letter)),
-                );
-            }
-            letters.entry((header(dlq::DLQ_PARTITION), header(dlq::DLQ_OFFSET))).or_default().push(letter);
+    fn dead_lettered(&mut self, expected: &Expected<'_>) {
+        let mut letters: BTreeMap<[String; 3], Vec<&Record>> = BTreeMap::new();
+        for letter in self.evidence.letters.iter().flatten() {
+            let of = [dlq::DLQ_TOPIC, dlq::DLQ_PARTITION, dlq::DLQ_OFFSET];
+            let of = of.map(|name| letter.header(name).unwrap_or_default().to_owned());
+            letters.entry(of).or_default().push(letter);
         }
-        for (record, reason) in &expected.refused {
-            let found = letters.remove(&(record.partition.to_string(), record.offset.to_string())).unwrap_or_default();
+        for (topic, record, reason) in expected.0.iter().flat_map(|partition| &partition.refused) {
+            let of = [(*topic).to_owned(), record.partition.to_string(), record.offset.to_string()];
+            let found = letters.remove(&of).unwrap_or_default();
             let number = self.number(record);
             match found.as_slice() {
                 [] => self.add(Kind::DeadLettered, number, format!("no letter of {} ({reason})", place(record))),
@@ -264,38 +233,51 @@ impl Judge<'_> {
             }
         }
         for letter in letters.into_values().flatten() {
-            let what = format!("a letter at {} of a record that is in order", place(letter));
+            let what = format!("a letter at {} of a record that is in order, or of none", place(letter));
             self.add(Kind::DeadLettered, self.number(letter), what);
         }
     }
 
-    fn remembered(&mut self, expected: &Expected<'_>, evidence: &Evidence) -> Result<()> {
-        for (partition, (accepted, ledger)) in expected.accepted.iter().zip(&evidence.ledger).enumerate() {
-            let wanted = accepted.iter().map(|(_, packet)| {
-                let id = PacketId::from_slice(&packet.packet_id)?;
-                Ok((Some(evidence.topic.clone()), Entry::new(&packet.repo_id, &id, &packet.content)))
-            });
-            let wanted: Vec<_> = wanted.collect::<Result<_>>()?;
-            if wanted == *ledger {
-                continue;
+    /// Of each source topic the entries have to be those of the first copies it brought, in order.
+    fn remembered(&mut self, expected: &Expected<'_>) -> Result<()> {
+        for (number, (partition, ledger)) in expected.0.iter().zip(&self.evidence.ledger).enumerate() {
+            let mut rest = ledger.len();
+            for (source, firsts) in self.evidence.sources.iter().zip(&partition.firsts) {
+                let wanted = firsts.iter().map(|First { packet, content, .. }| {
+                    let id = PacketId::from_slice(&packet.packet_id)?;
+                    Ok(Entry::new(&packet.repo_id, &id, content))
+                });
+                let wanted: Vec<_> = wanted.collect::<Result<_>>()?;
+                let found = ledger.iter().filter(|(topic, _)| topic.as_deref() == Some(&source.topic));
+                let found: Vec<_> = found.map(|(_, entry)| *entry).collect();
+                rest -= found.len();
+                if wanted == found {
+                    continue;
+                }
+                let at = wanted.iter().zip(&found).position(|(wanted, found)| wanted != found);
+                let at = at.unwrap_or(wanted.len().min(found.len()));
+                let packet = firsts.get(at).and_then(|first| self.packets.number(&first.packet.packet_id));
+                let what = format!(
+                    "partition {number} of the ledger has {} entries of {}, which brought {}; they differ from entry {at} on",
+                    found.len(),
+                    source.topic,
+                    wanted.len()
+                );
+                self.add(Kind::Remembered, packet, what);
             }
-            let at = wanted.iter().zip(ledger).position(|(wanted, found)| wanted != found);
-            let at = at.unwrap_or(wanted.len().min(ledger.len()));
-            let packet = accepted.get(at).and_then(|(_, packet)| self.packets.number(&packet.packet_id));
-            let what = format!(
-                "partition {partition} of the ledger has {} entries, {} were accepted; they differ from entry {at} on",
-                ledger.len(),
-                wanted.len()
-            );
-            self.add(Kind::Remembered, packet, what);
+            if rest > 0 {
+                let what = format!("partition {number} of the ledger has {rest} entries of no source topic");
+                self.add(Kind::Remembered, None, what);
+            }
         }
         Ok(())
     }
 
-    fn witnessed(&mut self, deduped: &[Vec<Record>], witnessed: &[Record]) {
+    fn witnessed(&mut self) {
         let place = |record: &Record| (record.partition, record.offset);
-        let known: HashMap<_, _> = deduped.iter().flatten().map(|record| (place(record), record)).collect();
-        let seen: HashMap<_, _> = witnessed.iter().map(|record| (place(record), record)).collect();
+        let deduped = self.evidence.deduped.iter().flatten();
+        let known: HashMap<_, _> = deduped.map(|record| (place(record), record)).collect();
+        let seen: HashMap<_, _> = self.evidence.witnessed.iter().map(|record| (place(record), record)).collect();
         for (at, record) in &seen {
             if known.get(at) != Some(record) {
                 let what = format!("a reader saw what is not there in the end, at {}@{}", at.0, at.1);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use rdkafka::Offset;
 
+use super::region::Region;
 use super::topic::{PATIENCE, Record};
 use crate::reader::Cursor;
 
@@ -18,12 +19,13 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Reads `topic` from its beginning on.
+    /// Reads the topic of `region` from its beginning on.
     ///
     /// # Errors
     /// When the brokers cannot be reached or have no such topic.
-    pub fn begin(bootstrap: &str, topic: &str) -> Result<Self> {
-        let cursor = Cursor::new(Offset::Beginning, bootstrap, topic)?;
+    pub fn begin(region: &Region<'_>) -> Result<Self> {
+        let topic = &region.identity.topics.deduped;
+        let cursor = Cursor::new(Offset::Beginning, &region.stack.bootstrap_servers(), topic)?;
         let (finish, finished) = channel();
         let thread = thread::Builder::new().name("witness".to_owned()).spawn(move || {
             let mut records = Vec::new();

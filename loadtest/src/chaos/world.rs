@@ -1,19 +1,19 @@
-//! What one seed is played in: topics, a keyspace and services of its own, on servers that all seeds share.
+//! What one seed is played in: topics, keyspaces and services of its own, on servers that several seeds share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Result;
-use coderelay_devstack::{Launch, Probe, Process, Stack, free_port};
-use coderelay_runtime::flaw::{self, Flaw};
+use anyhow::{Context, Result};
+use coderelay_devstack::{Launch, MirrorMaker, Process, Regions, Stack};
+use coderelay_runtime::flaw::Flaw;
 use coderelay_schemas::topics::TopicNames;
-use tonic::transport::Endpoint;
 
+use super::fault::Service;
 use super::history::History;
 use super::keeper::Keeper;
-use super::plan::{PARTITIONS, PROCESSORS, Plan, Service};
-use crate::devstack::common;
+use super::plan::{PARTITIONS, PROCESSORS, Plan};
+use super::region::{Identity, Region};
+use crate::pipeline::{Servers, remove};
 
 /// The programs under test.
 #[derive(Clone, Debug)]
@@ -29,78 +29,92 @@ pub struct Programs {
 /// One seed's.
 #[derive(Debug)]
 pub struct World<'a> {
-    /// Kafka and the store.
-    pub stack: &'a Stack,
-    /// Topics of its own.
-    pub topics: TopicNames,
-    /// A keyspace of its own.
-    pub keyspace: String,
-    /// Its consumer group.
-    pub group: String,
-    /// Where ingest listens.
-    pub endpoint: Endpoint,
+    /// One, or several that mirror each other.
+    pub regions: Vec<Region<'a>>,
     /// What happens.
     pub history: Arc<History>,
-    transaction_timeout: Duration,
-    folder: PathBuf,
-    programs: &'a Programs,
-    ingest: Keeper,
+    /// Topics of its own, in every region.
+    pub topics: TopicNames,
+    /// A keyspace of its own, in every region.
+    pub keyspace: String,
+    servers: &'a Servers,
+    ingests: Vec<Keeper>,
     processors: Vec<Keeper>,
 }
 
 impl<'a> World<'a> {
-    /// Makes topics and keyspace and starts the services, which log into `folder`.
+    /// Makes topics and, unless that is to be later, keyspaces, and starts the services, which log into `folder`.
     ///
     /// # Errors
     /// When something cannot be made or started.
-    pub async fn begin(stack: &'a Stack, programs: &'a Programs, plan: &Plan, folder: &Path) -> Result<Self> {
+    pub async fn begin(servers: &'a Servers, programs: &'a Programs, plan: &Plan, folder: &Path) -> Result<Self> {
         // A world that was violated leaves its topics, and another flaw is played with the same seeds.
         let name = match programs.flaw {
             None => format!("seed_{}", plan.seed),
             Some(flaw) => format!("seed_{}_{flaw}", plan.seed).replace('-', "_"),
         };
         let topics = TopicNames::with_suffix(&format!("-{name}"));
-        let keyspace = format!("chaos_{name}");
-        stack.create_topics(&topics, PARTITIONS).await?;
-        stack.create_keyspace(&keyspace).await?;
-        let history = Arc::new(History::begin());
-        let group = format!("chaos-{name}");
-        let (grpc, admin) = (address()?, address()?);
-        let mut settings = vec![format!("grpc.listen={grpc}"), format!("admin.listen={admin}")];
-        settings.extend(common(&stack.linked_servers(), &topics));
-        let ready = Probe::Http { url: format!("http://{admin}/readyz") };
-        let launch = launch("ingest", &programs.ingest, folder, settings, programs).ready_when(ready);
-        let ingest = Keeper::keep(launch, &Service::Ingest.to_string(), Vec::new(), history.clone());
-        let endpoint = Endpoint::from_shared(format!("http://{grpc}"))?;
-        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(Duration::from_secs(2));
-        let (folder, transaction_timeout) = (folder.to_owned(), plan.transaction_timeout);
-        let mut world = Self {
-            stack,
-            topics,
-            keyspace,
-            group,
-            endpoint,
-            history,
-            transaction_timeout,
-            folder,
+        let (keyspace, history) = (format!("chaos_{name}"), Arc::new(History::begin()));
+        let identity = Identity {
+            topics: topics.clone(),
+            keyspace: keyspace.clone(),
+            group: format!("chaos-{name}"),
+            transaction_timeout: plan.transaction_timeout,
+            room: plan.room,
+            folder: folder.to_owned(),
             programs,
-            ingest,
-            processors: Vec::new(),
         };
-        for (number, mishaps) in plan.mishaps.iter().enumerate().take(PROCESSORS) {
-            let launch = world.processor(&format!("processor-{number}"), &instance(number))?;
-            let name = Service::Processor(number).to_string();
-            world.processors.push(Keeper::keep(launch, &name, mishaps.clone(), world.history.clone()));
+        for stack in servers.stacks() {
+            stack.create_topics(&topics, PARTITIONS).await?;
+            if plan.schema_at.is_none() {
+                stack.create_keyspace(&keyspace).await?;
+            }
         }
-        Ok(world)
+        let names: Vec<_> = servers.stacks().iter().filter_map(Stack::region).collect();
+        let regions = servers.stacks().iter().map(|stack| {
+            let others = names.iter().copied().filter(|name| Some(*name) != stack.region());
+            Region::new(stack, others, identity.clone())
+        });
+        let regions: Vec<_> = regions.collect::<Result<_>>()?;
+        let keep = |service: Service, launch, mishaps| {
+            Keeper::keep(launch, &service.to_string(), mishaps, &plan.clocks, history.clone())
+        };
+        let ingests = regions
+            .iter()
+            .enumerate()
+            .map(|(number, region)| keep(Service::Ingest(number), region.ingest(), Vec::new()));
+        let ingests = ingests.collect();
+        let mut processors = Vec::new();
+        for (number, mishaps) in plan.mishaps.iter().enumerate().take(PROCESSORS) {
+            let launch = processor(&regions, number, "")?;
+            processors.push(keep(Service::Processor(number), launch, mishaps.clone()));
+        }
+        Ok(Self { regions, history, topics, keyspace, servers, ingests, processors })
+    }
+
+    /// Makes the keyspaces that there are not yet.
+    ///
+    /// # Errors
+    /// When a store does not answer.
+    pub async fn create_schema(&self) -> Result<()> {
+        for stack in self.servers.stacks() {
+            stack.create_keyspace(&self.keyspace).await?;
+        }
+        Ok(())
     }
 
     /// What keeps a service alive.
     pub fn keeper(&self, service: Service) -> &Keeper {
         match service {
-            Service::Ingest => &self.ingest,
+            Service::Ingest(number) => &self.ingests[number],
             Service::Processor(number) => &self.processors[number],
         }
+    }
+
+    /// Every service of region `region`.
+    pub fn services(&self, region: usize) -> impl Iterator<Item = Service> {
+        let processors = (0..PROCESSORS).filter(move |number| home(*number, self.regions.len()) == region);
+        std::iter::once(Service::Ingest(region)).chain(processors.map(Service::Processor))
     }
 
     /// Another process of processor `number`, with its identity.
@@ -108,15 +122,45 @@ impl<'a> World<'a> {
     /// # Errors
     /// When it cannot be started.
     pub fn twin(&self, number: usize) -> Result<Process> {
-        Ok(Process::launch(self.processor(&format!("processor-{number}-twin"), &instance(number))?)?)
+        Ok(Process::launch(processor(&self.regions, number, "-twin")?)?)
     }
 
-    /// A processor that the group did not have.
+    /// A processor that the group of region `region` did not have.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn guest(&self) -> Result<Process> {
-        Ok(Process::launch(self.processor("processor-guest", "guest")?)?)
+    pub fn guest(&self, region: usize) -> Result<Process> {
+        Ok(Process::launch(self.regions[region].processor("processor-guest", "guest")?)?)
+    }
+
+    /// The broker of this number, counted through all regions.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn broker(&self, number: usize) -> &Process {
+        let mut brokers = self.servers.stacks().iter().flat_map(Stack::brokers);
+        brokers.nth(number).unwrap_or_else(|| panic!("there is no broker {number}"))
+    }
+
+    /// Kafka and the stores.
+    pub fn stacks(&self) -> &'a [Stack] {
+        self.servers.stacks()
+    }
+
+    /// What mirrors the regions.
+    ///
+    /// # Errors
+    /// If there is one only.
+    pub fn mirror(&self) -> Result<&'a MirrorMaker> {
+        self.servers.mirror().context("one region is not mirrored")
+    }
+
+    /// The same, and what connects them.
+    ///
+    /// # Errors
+    /// If there is one only.
+    pub fn link(&self) -> Result<&'a Regions> {
+        self.servers.regions().context("one region has no link")
     }
 
     /// Ends the services in good order.
@@ -124,44 +168,29 @@ impl<'a> World<'a> {
     /// # Errors
     /// When one could not be started or ended.
     pub async fn end(self) -> Result<()> {
-        for keeper in self.processors {
+        for keeper in self.processors.into_iter().chain(self.ingests) {
             keeper.stop().await?;
         }
-        self.ingest.stop().await
-    }
-
-    fn processor(&self, log: &str, instance: &str) -> Result<Launch> {
-        let mut settings = common(&self.stack.linked_servers(), &self.topics);
-        settings.extend([
-            format!("admin.listen={}", address()?),
-            format!("cql.contact_points={}", self.stack.cql_contact()),
-            format!("cql.keyspace={}", self.keyspace),
-            "cql.consistency=one".to_owned(),
-            format!("group.id={}", self.group),
-            format!("group.instance={instance}"),
-            // Short: faults are to outlast them.
-            "group.session_timeout=6s".to_owned(),
-            format!("group.transaction_timeout={}s", self.transaction_timeout.as_secs()),
-            "group.workers=1".to_owned(),
-            // Many small transactions have many edges.
-            "batch.max_records=60".to_owned(),
-            format!("source.topics={}", self.topics.packets),
-        ]);
-        Ok(launch(log, &self.programs.processor, &self.folder, settings, self.programs))
+        Ok(())
     }
 }
 
-fn instance(number: usize) -> String {
-    format!("p{number}")
+/// Topics and keyspaces of a world that has ended. Of mirrored regions the topics stay: the mirror would make its copies anew.
+///
+/// # Errors
+/// When they cannot be removed.
+pub async fn clear(servers: &Servers, topics: &TopicNames, keyspace: &str) -> Result<()> {
+    for stack in servers.stacks() {
+        let topics = servers.regions().is_none().then_some(topics);
+        remove(&stack.bootstrap_servers(), &stack.cql_contact(), topics, keyspace).await?;
+    }
+    Ok(())
 }
 
-fn address() -> Result<String> {
-    Ok(format!("127.0.0.1:{}", free_port()?))
+fn home(number: usize, regions: usize) -> usize {
+    number % regions
 }
 
-fn launch(log: &str, program: &Path, folder: &Path, settings: Vec<String>, programs: &Programs) -> Launch {
-    let human = "telemetry.log_format=human".to_owned();
-    let args = settings.into_iter().chain([human]).flat_map(|setting| ["--set".to_owned(), setting]);
-    let flaw = programs.flaw.iter().map(|flaw| (flaw::VARIABLE, flaw.to_string()));
-    Launch::new(log, program, folder).args(args).envs(flaw)
+fn processor(regions: &[Region<'_>], number: usize, suffix: &str) -> Result<Launch> {
+    regions[home(number, regions.len())].processor(&format!("processor-{number}{suffix}"), &format!("p{number}"))
 }

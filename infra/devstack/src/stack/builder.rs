@@ -28,6 +28,7 @@ pub struct Builder {
     secured: bool,
     linked: bool,
     broker_properties: String,
+    mirror_properties: String,
     observer: Observer,
 }
 
@@ -45,6 +46,7 @@ impl Builder {
             secured: false,
             linked: false,
             broker_properties: String::new(),
+            mirror_properties: String::new(),
             observer: Observer::default(),
         }
     }
@@ -107,6 +109,13 @@ impl Builder {
         self
     }
 
+    /// Sets a property of the `MirrorMaker` of [`Regions`](crate::Regions), beyond those of production or in their place.
+    #[must_use]
+    pub fn mirror_property(mut self, name: &str, value: &str) -> Self {
+        self.mirror_properties.extend([name, "=", value, "\n"]);
+        self
+    }
+
     /// Who is told of the progress. Default: the log.
     #[must_use]
     pub fn observer(mut self, observer: Observer) -> Self {
@@ -162,6 +171,10 @@ impl Builder {
 
     pub(crate) fn is_secured(&self) -> bool {
         self.secured
+    }
+
+    pub(crate) fn mirror_properties(&self) -> &str {
+        &self.mirror_properties
     }
 
     pub(crate) fn observer_of_start(&self) -> &Observer {

@@ -1,0 +1,144 @@
+//! What is to become of the records of a region's source topics. It is a function of them: in the order of each topic, a packet is
+//! accepted when its id is new, passed over when it was accepted with the same content, and a dead letter when it was accepted with
+//! another. Between several topics there is no order. Whichever first copy was published counts as the one that came first; everything
+//! else follows from that.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use coderelay_schemas::dlq::DlqReason;
+use coderelay_schemas::pb::CodePacket;
+use prost::Message as _;
+
+use super::evidence::{Evidence, Key, Row, Source};
+use super::topic::Record;
+
+/// By partition.
+#[derive(Debug)]
+pub struct Expected<'a>(pub Vec<Partition<'a>>);
+
+/// Of one partition of all source topics.
+#[derive(Debug, Default)]
+pub struct Partition<'a> {
+    /// By source topic: the first copy it brings of every id, in order. Each is written and remembered.
+    pub firsts: Vec<Vec<First<'a>>>,
+    /// Dead letters, each with its topic.
+    pub refused: Vec<(&'a str, &'a Record, DlqReason)>,
+}
+
+/// The first copy of an id in one topic.
+#[derive(Debug)]
+pub struct First<'a> {
+    /// It.
+    pub record: &'a Record,
+    /// Decoded.
+    pub packet: CodePacket,
+    /// Whether it is the one that is published.
+    pub accepted: bool,
+    /// The content that is published under its id.
+    pub content: Bytes,
+}
+
+impl<'a> Expected<'a> {
+    /// Of everything in `evidence`.
+    pub fn of(evidence: &'a Evidence) -> Self {
+        let partitions = evidence.deduped.iter().enumerate();
+        Self(partitions.map(|(partition, published)| Partition::of(partition, &evidence.sources, published)).collect())
+    }
+
+    /// The rows of the store: in every column the latest of what was written, and of two at one time the larger.
+    pub fn rows(&self) -> BTreeMap<Key, Row> {
+        let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+        for First { record, packet, .. } in self.0.iter().flat_map(|partition| partition.firsts.iter().flatten()) {
+            let row = row(record, packet);
+            let later = |known: &Row| (row.written, &row.content) > (known.written, &known.content);
+            if rows.get(&key(packet)).is_none_or(later) {
+                rows.insert(key(packet), row);
+            }
+        }
+        rows
+    }
+}
+
+impl<'a> Partition<'a> {
+    fn of(partition: usize, sources: &'a [Source], published: &[Record]) -> Self {
+        let mut refused = Vec::new();
+        let decoded = sources.iter().map(|Source { topic, records }| {
+            let packets = records.get(partition).into_iter().flatten().filter_map(|record| match decode(record) {
+                Ok(packet) => Some((record, packet)),
+                Err(reason) => {
+                    refused.push((topic.as_str(), record, reason));
+                    None
+                }
+            });
+            (topic.as_str(), packets.collect::<Vec<_>>())
+        });
+        let decoded: Vec<_> = decoded.collect();
+        let accepted = accepted(&decoded, published);
+        let firsts = decoded.iter().enumerate().map(|(number, (topic, packets))| {
+            let mut seen = HashSet::new();
+            let mut firsts = Vec::new();
+            for (record, packet) in packets {
+                let (by, content) = &accepted[&key(packet)];
+                if packet.content != *content {
+                    refused.push((*topic, *record, DlqReason::IdConflict));
+                }
+                if seen.insert(key(packet)) {
+                    let (packet, content) = (packet.clone(), content.clone());
+                    firsts.push(First { record, packet, accepted: *by == number, content });
+                }
+            }
+            firsts
+        });
+        let firsts = firsts.collect();
+        Self { firsts, refused }
+    }
+
+    /// What is to be published: of each topic in order, between them in any.
+    pub fn accepted(&self) -> impl Iterator<Item = &First<'a>> {
+        self.firsts.iter().flatten().filter(|first| first.accepted)
+    }
+}
+
+/// Of every id, the number of the topic whose first copy is published, and the content of that.
+fn accepted(topics: &[(&str, Vec<(&Record, CodePacket)>)], published: &[Record]) -> HashMap<Key, (usize, Bytes)> {
+    let mut found: HashMap<Key, &Record> = HashMap::new();
+    for record in published {
+        if let Ok(packet) = decode(record) {
+            found.entry(key(&packet)).or_insert(record);
+        }
+    }
+    let mut accepted: HashMap<Key, (usize, Bytes)> = HashMap::new();
+    for (number, (_, packets)) in topics.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for (record, packet) in packets.iter().filter(|(_, packet)| seen.insert(key(packet))) {
+            let is_published = found.get(&key(packet)).is_some_and(|copy| copy.content() == record.content());
+            // An id of which none is published counts as that of the first topic: something is missing then, whichever it is.
+            if is_published || !accepted.contains_key(&key(packet)) {
+                accepted.insert(key(packet), (number, packet.content.clone()));
+            }
+        }
+    }
+    accepted
+}
+
+/// Of the mistakes that the plan's junk makes.
+pub(super) fn decode(record: &Record) -> Result<CodePacket, DlqReason> {
+    let value = record.value.as_deref().ok_or(DlqReason::InvalidPacket)?;
+    let packet = CodePacket::decode(value).map_err(|_| DlqReason::DecodeError)?;
+    if record.key.as_deref() == Some(packet.repo_id.as_bytes()) { Ok(packet) } else { Err(DlqReason::InvalidPacket) }
+}
+
+pub(super) fn key(packet: &CodePacket) -> Key {
+    (packet.repo_id.clone(), packet.packet_id.to_vec())
+}
+
+fn row(record: &Record, packet: &CodePacket) -> Row {
+    let created_at = packet.created_at.unwrap_or_default();
+    Row {
+        content: packet.content.to_vec(),
+        metadata: packet.metadata.clone().into_iter().collect(),
+        created_at: created_at.seconds * 1000 + i64::from(created_at.nanos) / 1_000_000,
+        written: record.timestamp.unwrap_or_default() * 1000,
+    }
+}
