@@ -27,7 +27,7 @@ fn ask(regions: &[Region<'_>]) -> Result<()> {
     }
     for region in regions {
         let waiting = lag(&region.stack.bootstrap_servers(), &region.identity.group, &region.sources)?;
-        ensure!(waiting == 0, "{waiting} records wait and nothing moves");
+        ensure!(waiting == 0, "{waiting} records wait");
     }
     Ok(())
 }
