@@ -168,7 +168,7 @@ impl Pipeline {
                 continue;
             }
             let Endpoints { kafka, cql, topics, keyspace, .. } = &region.endpoints;
-            if let Err(error) = remove(kafka, cql, Some(topics), keyspace).await {
+            if let Err(error) = remove(kafka, cql, topics, keyspace).await {
                 notes.push(format!("topics or keyspace were not removed: {error:#}"));
             }
         }
@@ -177,16 +177,23 @@ impl Pipeline {
 }
 
 /// Old segments and tables would be compacted while the next run is measured.
-pub(crate) async fn remove(kafka: &str, cql: &str, topics: Option<&TopicNames>, keyspace: &str) -> Result<()> {
-    if let Some(topics) = topics {
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
-        let specs = topics.specs();
-        let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        let options = AdminOptions::new().operation_timeout(Some(GRACE)).request_timeout(Some(GRACE));
-        for deleted in admin.delete_topics(&names, &options).await? {
-            deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
-        }
+pub(crate) async fn remove(kafka: &str, cql: &str, topics: &TopicNames, keyspace: &str) -> Result<()> {
+    remove_topics(kafka, topics).await?;
+    remove_keyspace(cql, keyspace).await
+}
+
+async fn remove_topics(kafka: &str, topics: &TopicNames) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
+    let specs = topics.specs();
+    let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let options = AdminOptions::new().operation_timeout(Some(GRACE)).request_timeout(Some(GRACE));
+    for deleted in admin.delete_topics(&names, &options).await? {
+        deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
     }
+    Ok(())
+}
+
+pub(crate) async fn remove_keyspace(cql: &str, keyspace: &str) -> Result<()> {
     let session = Box::pin(SessionBuilder::new().known_node(cql).build()).await?;
     session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await?;
     Ok(())

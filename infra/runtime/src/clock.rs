@@ -10,10 +10,24 @@ pub const VARIABLE: &str = "CODERELAY_CLOCK";
 pub fn now() -> SystemTime {
     use std::sync::LazyLock;
     use std::time::Duration;
-    static AHEAD: LazyLock<i64> =
-        LazyLock::new(|| std::env::var(VARIABLE).ok().and_then(|s| s.parse().ok()).unwrap_or(0));
+    static AHEAD: LazyLock<i64> = LazyLock::new(|| chosen().unwrap_or_default().into());
     let shift = Duration::from_secs(AHEAD.unsigned_abs());
     if *AHEAD < 0 { SystemTime::now() - shift } else { SystemTime::now() + shift }
+}
+
+/// The seconds that the environment asks for; none is 0. As many as 68 years, so that no time is beyond what can be told.
+#[cfg(feature = "flaws")]
+pub(crate) fn chosen() -> Result<i32, crate::config::Mistake> {
+    let seconds = std::env::var(VARIABLE).unwrap_or_default();
+    if seconds.is_empty() {
+        return Ok(0);
+    }
+    seconds.parse().map_err(|_| crate::config::Mistake {
+        key: String::new(),
+        value: Some(seconds),
+        allowed: "seconds, a whole number of 32 bits".to_owned(),
+        origin: format!("environment variable {VARIABLE}"),
+    })
 }
 
 /// Now.

@@ -64,7 +64,7 @@ impl Service {
             None => arguments.config,
         };
         #[cfg(feature = "flaws")]
-        if let Err(mistake) = crate::flaw::chosen() {
+        if let Some(mistake) = crate::flaw::chosen().err().or(crate::clock::chosen().err()) {
             eprintln!("{}: {mistake}", self.name);
             return ExitCode::from(EX_CONFIG);
         }

@@ -9,9 +9,9 @@ use anyhow::Result;
 use coderelay_devstack::{Launch, Process};
 use coderelay_runtime::clock;
 use procfs::process::ProcState;
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::history::History;
 use super::mishap::Mishap;
@@ -49,7 +49,8 @@ pub struct Keeper {
     name: String,
     current: Arc<Mutex<Option<Arc<Process>>>>,
     stop: CancellationToken,
-    keeping: JoinHandle<Result<()>>,
+    /// Ends with the keeper, and its process with it: a world that broke leaves nothing behind.
+    keeping: AbortOnDropHandle<Result<()>>,
 }
 
 impl Keeper {
@@ -88,7 +89,7 @@ impl Keeper {
             }
             Ok(())
         });
-        Self { name, current, stop, keeping }
+        Self { name, current, stop, keeping: AbortOnDropHandle::new(keeping) }
     }
 
     /// What it is called.

@@ -10,8 +10,10 @@ use super::plan::{PROCESSORS, pick};
 
 /// Lives of a processor that something befalls, at most.
 const MISHAPS_MAX: usize = 4;
-/// Where a transaction is complete but for its end, and right behind it.
-const LAST_EDGES: [&str; 2] = ["before-end-txn", "after-commit"];
+/// Where a transaction is complete but for its end.
+const BEFORE_END: &str = "before-end-txn";
+/// Right behind its end.
+const AFTER_END: &str = "after-commit";
 
 /// Something that befalls a processor, once in a life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,7 +53,7 @@ impl Mishap {
         let mut mishaps = vec![Vec::new(); PROCESSORS];
         // Longer than a session, shorter than a transaction may last.
         let what = What::FreezeAndGo(Duration::from_millis(random.random_range(7_000..12_000)));
-        let last = Self { edge: LAST_EDGES[0], after: random.random_range(0..20), what };
+        let last = Self { edge: BEFORE_END, after: random.random_range(0..20), what };
         mishaps[random.random_range(0..PROCESSORS)].push(last);
         mishaps
     }
@@ -80,7 +82,7 @@ impl Mishap {
             What::Crash => format!("{edge}={after}*off->return"),
             What::Stall(stall) => format!("{edge}={after}*off->1*sleep({})", stall.as_millis()),
             What::Freeze(_) => format!("{edge}={after}*off->1*return(stop)"),
-            What::FreezeAndGo(_) => format!("{edge}={after}*off->1*return(stop);{}={after}*off->return", LAST_EDGES[1]),
+            What::FreezeAndGo(_) => format!("{edge}={after}*off->1*return(stop);{AFTER_END}={after}*off->return"),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use coderelay_devstack::{Action, Api, MirrorMaker, Process, Rule, Stack};
+use anyhow::{Context, Result, ensure};
+use coderelay_devstack::{Action, Api, Process, Rule, Stack};
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -14,6 +14,8 @@ use super::world::World;
 
 /// How long a processor that was a guest may take to leave.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long the mirror may take to come back.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks whether a rule was applied.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -32,7 +34,7 @@ pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant) -> Re
     });
     let done = try_join_all(strikes).await?.concat();
     // Two faults of one node may have crossed each other. All are started before any is waited for: one broker alone is no quorum.
-    let nodes = || world.stacks().iter().flat_map(Stack::nodes).chain(world.mirror().ok().map(MirrorMaker::process));
+    let nodes = || world.stacks().iter().flat_map(Stack::nodes);
     for node in nodes() {
         node.start()?;
         node.resume().await?;
@@ -40,7 +42,20 @@ pub async fn strike(world: &World<'_>, strikes: &[Strike], began: Instant) -> Re
     for node in nodes() {
         node.ready().await?;
     }
+    if let Ok(mirror) = world.mirror() {
+        until_it_mirrors(mirror.process()).await?;
+    }
     Ok(done)
+}
+
+/// Its supervisor may end and start it again meanwhile.
+async fn until_it_mirrors(mirror: &Process) -> Result<()> {
+    let since = Instant::now();
+    while let Err(reason) = mirror.is_ready().await {
+        ensure!(since.elapsed() < MIRROR_PATIENCE, "{} is not ready: {reason}", mirror.name());
+        sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 /// How often it happened.

@@ -13,7 +13,7 @@ use super::history::History;
 use super::keeper::Keeper;
 use super::plan::{PARTITIONS, PROCESSORS, Plan};
 use super::region::{Identity, Region};
-use crate::pipeline::{Servers, remove};
+use crate::pipeline::{Servers, remove, remove_keyspace};
 
 /// The programs under test.
 #[derive(Clone, Debug)]
@@ -181,8 +181,10 @@ impl<'a> World<'a> {
 /// When they cannot be removed.
 pub async fn clear(servers: &Servers, topics: &TopicNames, keyspace: &str) -> Result<()> {
     for stack in servers.stacks() {
-        let topics = servers.regions().is_none().then_some(topics);
-        remove(&stack.bootstrap_servers(), &stack.cql_contact(), topics, keyspace).await?;
+        match stack.region() {
+            None => remove(&stack.bootstrap_servers(), &stack.cql_contact(), topics, keyspace).await?,
+            Some(_) => remove_keyspace(&stack.cql_contact(), keyspace).await?,
+        }
     }
     Ok(())
 }

@@ -1,22 +1,13 @@
-//! The checker of `loadtest chaos`: what is in order passes, and every way to break a promise is found.
+//! One region: what becomes of its topic is a function of it.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
-
-use std::time::{Duration, UNIX_EPOCH};
-
-use coderelay_schemas::dlq;
-use coderelay_schemas::ledger::Entry;
-use coderelay_schemas::packet_id::PacketId;
-use loadtest::chaos::evidence::{Evidence, Row, Source};
-use loadtest::chaos::history::{Event, What};
+use loadtest::chaos::evidence::{Evidence, Source};
+use loadtest::chaos::history::Event;
 use loadtest::chaos::packets::Packets;
-use loadtest::chaos::plan::Version;
 use loadtest::chaos::topic::Record;
 use loadtest::chaos::verdict::{Kind, judge};
 use prost::Message as _;
 
-const TOPIC: &str = "code.packets.v1";
-const NOW: u64 = 1_790_000_000_000;
+use crate::records::{self, TOPIC, at, committed, entry, kinds, packets, row, version};
 
 /// Three packets were sent: the first twice, the last with another content as well; and one record that is none.
 struct Case {
@@ -27,76 +18,35 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let packets = Packets::new(1, 3, UNIX_EPOCH + Duration::from_millis(NOW));
-        let sent = [(0, 0), (1, 0), (0, 0), (2, 0), (2, 1)].map(|(packet, content)| Version { packet, content });
-        let mut source: Vec<_> = (0..).zip(sent).map(|(offset, version)| record(&packets, offset, version)).collect();
-        source.push(Record { value: Some(b"\xff\xff".to_vec()), ..source[0].clone() });
-        source[5].offset = 5;
-        let committed = |(offset, version)| {
-            let what = What::Committed { version, region: 0, partition: 0, offset };
-            Event { at: 0.0, what }
-        };
-        let deduped: Vec<_> = [0, 1, 3].iter().zip([0, 1, 4]).map(|(from, to)| at(&source[*from], to)).collect();
-        let letters = vec![letter(&source[4], "id_conflict"), letter(&source[5], "decode_error")];
-        let accepted = sent.iter().zip(&source).filter(|(version, record)| record.offset != 2 && version.content == 0);
-        let accepted: Vec<_> = accepted.map(|(version, record)| (packets.packet(*version).unwrap(), record)).collect();
-        let ledger = accepted.iter().map(|(packet, _)| {
-            let id = PacketId::from_slice(&packet.packet_id).unwrap();
-            (Some(TOPIC.to_owned()), Entry::new(&packet.repo_id, &id, &packet.content))
-        });
-        let rows = accepted.iter().map(|(packet, record)| {
-            let (content, metadata) = (packet.content.to_vec(), packet.metadata.clone().into_iter().collect());
-            let written = record.timestamp.unwrap() * 1000;
-            let row = Row { content, metadata, created_at: NOW as i64, written };
-            ((packet.repo_id.clone(), packet.packet_id.to_vec()), row)
-        });
+        let packets = packets();
+        let sent = [(0, 0), (1, 0), (0, 0), (2, 0), (2, 1)].map(|(packet, content)| version(packet, content));
+        let records =
+            (0..).zip(sent).map(|(offset, version)| records::record(&packets, "local", offset, offset, version));
+        let mut source: Vec<_> = records.collect();
+        source.push(Record { offset: 5, value: Some(b"\xff\xff".to_vec()), ..source[0].clone() });
+        let accepted = [0, 1, 3];
+        let deduped: Vec<_> = accepted.iter().zip([0, 1, 4]).map(|(from, to)| at(&source[*from], to)).collect();
         let evidence = Evidence {
-            ledger: vec![ledger.collect()],
-            rows: rows.collect(),
-            witnessed: deduped.clone(),
             region: None,
-            sources: vec![Source { topic: TOPIC.to_owned(), records: vec![source] }],
+            ledger: vec![accepted.iter().map(|index| entry(&packets, TOPIC, sent[*index])).collect()],
+            rows: accepted.iter().map(|index| row(&packets, &source[*index], sent[*index])).collect(),
+            witnessed: deduped.clone(),
             deduped: vec![deduped],
-            letters: vec![letters],
+            letters: vec![vec![letter(&source[4], "id_conflict"), letter(&source[5], "decode_error")]],
+            sources: vec![Source { topic: TOPIC.to_owned(), records: vec![source] }],
         };
-        let events = (0..).zip(sent).map(committed).collect();
+        let events = (0..).zip(sent).map(|(offset, version)| committed(version, 0, offset)).collect();
         Self { packets, events, evidence }
     }
 
     /// The promises that are broken.
     fn verdict(&self) -> Vec<Kind> {
-        let violations = judge(&self.packets, &self.events, std::slice::from_ref(&self.evidence)).unwrap();
-        let mut kinds: Vec<_> = violations.into_iter().map(|violation| violation.kind).collect();
-        kinds.dedup();
-        kinds
+        kinds(judge(&self.packets, &self.events, std::slice::from_ref(&self.evidence)).unwrap())
     }
-}
-
-fn record(packets: &Packets, offset: i64, version: Version) -> Record {
-    let packet = packets.packet(version).unwrap();
-    Record {
-        partition: 0,
-        offset,
-        timestamp: Some(NOW as i64 + offset),
-        key: Some(packet.repo_id.clone().into_bytes()),
-        value: Some(packet.encode_to_vec()),
-        headers: vec![("region".to_owned(), Some(b"local".to_vec()))],
-    }
-}
-
-fn at(record: &Record, offset: i64) -> Record {
-    Record { offset, ..record.clone() }
 }
 
 fn letter(record: &Record, reason: &str) -> Record {
-    let fields = [
-        (dlq::DLQ_TOPIC, TOPIC.to_owned()),
-        (dlq::DLQ_PARTITION, record.partition.to_string()),
-        (dlq::DLQ_OFFSET, record.offset.to_string()),
-        (dlq::DLQ_REASON, reason.to_owned()),
-    ];
-    let headers = fields.map(|(name, value)| (name.to_owned(), Some(value.into_bytes())));
-    Record { headers: record.headers.iter().cloned().chain(headers).collect(), ..record.clone() }
+    records::letter(record, TOPIC, reason)
 }
 
 /// What the checker says of a case that `spoil` has spoilt.
@@ -114,10 +64,7 @@ fn what_is_in_order_passes() {
 #[test]
 fn an_acknowledgement_of_what_is_not_there_is_found() {
     let acknowledged = [Kind::Acknowledged];
-    let place = |case: &mut Case, at| {
-        case.events[0].what =
-            What::Committed { version: Version { packet: 0, content: 0 }, region: 0, partition: 0, offset: at }
-    };
+    let place = |case: &mut Case, at| case.events[0] = committed(version(0, 0), 0, at);
     assert_eq!(spoilt(|case| place(case, 1)), acknowledged);
     assert_eq!(spoilt(|case| place(case, 99)), acknowledged);
     // Its twin's place: one record answers two packets.
@@ -127,7 +74,7 @@ fn an_acknowledgement_of_what_is_not_there_is_found() {
 #[test]
 fn a_record_that_nobody_sent_is_found() {
     let kinds = spoilt(|case| {
-        let mut packet = case.packets.packet(Version { packet: 1, content: 0 }).unwrap();
+        let mut packet = case.packets.packet(version(1, 0)).unwrap();
         packet.metadata.clear();
         case.evidence.sources[0].records[0][2].value = Some(packet.encode_to_vec());
     });
