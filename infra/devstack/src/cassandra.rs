@@ -88,6 +88,8 @@ pub(crate) struct Node {
     storage_port: u16,
     commit_log: CommitLog,
     security: Option<Security>,
+    /// Settings beyond those that are set here, a line each.
+    settings: String,
 }
 
 impl Node {
@@ -97,13 +99,14 @@ impl Node {
         port: Option<u16>,
         commit_log: CommitLog,
         security: Option<Security>,
+        settings: String,
     ) -> Result<Self> {
         let any = || free_port().map_err(Error::io("127.0.0.1"));
         let cql_port = match port {
             Some(port) => preferred_port(port).map_err(Error::io("127.0.0.1"))?,
             None => any()?,
         };
-        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()?, commit_log, security })
+        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()?, commit_log, security, settings })
     }
 
     /// `host:port` of its native transport.
@@ -179,7 +182,7 @@ impl Node {
     }
 
     fn yaml(&self, data: &Path) -> String {
-        let Self { cql_port, storage_port, .. } = self;
+        let Self { cql_port, storage_port, settings, .. } = self;
         let (data, commit_log) = (data.display(), self.commit_log.yaml());
         let security = self.security.as_ref().map(Security::cassandra_yaml).unwrap_or_default();
         format!(
@@ -205,7 +208,9 @@ storage_compatibility_mode: NONE
 batch_size_warn_threshold: 1MiB
 batch_size_fail_threshold: 8MiB
 auto_snapshot: false
-{security}"#
+disk_failure_policy: stop
+commit_failure_policy: stop
+{security}{settings}"#
         )
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ const BURIAL: Duration = Duration::from_secs(2);
 const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines of a log that an error quotes.
 const TAIL_LINES: usize = 20;
+/// How far files still grow on a disk that is full.
+const LAST_BLOCKS: u64 = 64 * 1024;
 
 /// A running (or killed, or paused) program with its own folder and log. Dropping it kills the program.
 #[derive(Debug)]
@@ -174,6 +177,27 @@ impl Process {
     #[allow(clippy::unused_async, reason = "the verbs of a node are called alike")]
     pub async fn resume(&self) -> Result<()> {
         self.signal_running(Signal::SIGCONT)
+    }
+
+    /// Takes the room on its disk away, for the rest of this incarnation: no file grows beyond 64 KiB, and writes that would fail or end
+    /// short (`RLIMIT_FSIZE`, setrlimit(2)). The error is `EFBIG`, a full disk's `ENOSPC`; to a Java program both are an `IOException`.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] if it has ended.
+    #[allow(clippy::unused_async, reason = "the verbs of a node are called alike")]
+    pub async fn fill_disk(&self) -> Result<()> {
+        let incarnation = self.current();
+        let not_running = || Error::NotRunning { name: self.launch.name.clone() };
+        if incarnation.exit.borrow().is_some() {
+            return Err(not_running());
+        }
+        let pid = rustix::process::Pid::from_raw(incarnation.pid.as_raw());
+        let limit = Rlimit { current: Some(LAST_BLOCKS), maximum: None };
+        match prlimit(pid, Resource::Fsize, limit) {
+            Ok(_) => Ok(()),
+            Err(rustix::io::Errno::SRCH) => Err(not_running()),
+            Err(errno) => Err(Error::io(&self.launch.program)(errno.into())),
+        }
     }
 
     /// Starts it again with the same folder, ports and arguments, and does not wait until it is ready. Nothing if it runs.

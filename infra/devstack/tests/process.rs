@@ -62,6 +62,23 @@ async fn sigterm_reaches_a_paused_process_and_sigkill_a_stubborn_one() {
 }
 
 #[tokio::test]
+async fn on_a_full_disk_no_file_grows_until_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "trap '' XFSZ; while head -c 40000 /dev/zero >>data; do sleep 0.01; done; exit 4";
+    let writer = Process::launch(shell("writer", script, dir.path())).unwrap();
+    writer.fill_disk().await.unwrap();
+    assert_eq!(writer.wait().await.code(), Some(4), "{}", writer.log_tail(5));
+    let size = || std::fs::metadata(dir.path().join("data")).unwrap().len();
+    let full = size();
+    assert!(matches!(writer.fill_disk().await, Err(Error::NotRunning { .. })));
+
+    writer.start().unwrap();
+    while size() <= full.max(64 * 1024) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_process_outlives_the_thread_that_asked_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coderelay_devstack::{CommitLog, Observer, Patience, Regions, Stack};
+use coderelay_devstack::{Builder, CommitLog, Observer, Patience, Regions, Stack};
 use coderelay_schemas::topics;
 use tokio_util::sync::CancellationToken;
 
@@ -88,15 +88,20 @@ impl ChaosArgs {
 async fn one_region() -> Result<Servers> {
     let progress = Progress::new("chaos");
     progress.step("starting three brokers and Cassandra");
-    let stack = Stack::builder().brokers(brokers(1)).cql(true).linked(true).commit_log(CommitLog::Synced);
-    Ok(Servers::Stack(Box::new(stack.start().await?)))
+    Ok(Servers::Stack(Box::new(servers().brokers(brokers(1)).start().await?)))
 }
 
 /// The mirror carries the topics of every seed.
 async fn two_regions() -> Result<Servers> {
     let progress = Progress::new("chaos");
     progress.step("starting two regions, each with a broker and Cassandra, and MirrorMaker");
-    let each = Stack::builder().cql(true).linked(true).commit_log(CommitLog::Synced);
-    let each = each.mirror_property("topics", &format!("{}.*", topics::PACKETS.replace('.', "[.]")));
+    let each = servers().mirror_property("topics", &format!("{}.*", topics::PACKETS.replace('.', "[.]")));
     Ok(Servers::Regions(Box::new(Regions::start(each).await?)))
+}
+
+/// Of each region.
+fn servers() -> Builder {
+    let servers = Stack::builder().cql(true).linked(true).commit_log(CommitLog::Synced);
+    // By default as much as all of a seed's rows: a store would not notice that its disk is full.
+    servers.cql_setting("commitlog_segment_size", "1MiB")
 }

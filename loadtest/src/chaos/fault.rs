@@ -38,10 +38,14 @@ pub enum Fault {
     FreezeBroker(usize, Duration),
     /// A broker leaves in good order and comes back: leaders and coordinators move.
     RollBroker(usize),
+    /// A broker's disk is full; after so long it is started again, with room.
+    FillBrokerDisk(usize, Duration),
     /// A region's store is killed, back after so long.
     KillStore(usize, Duration),
     /// A region's store stands still for so long: requests time out that may have been written.
     FreezeStore(usize, Duration),
+    /// A region's store has its disk full; after so long it is started again, with room.
+    FillStoreDisk(usize, Duration),
     /// A request to Kafka or its response is mistreated, so often after so many that were not.
     Request(Mistreatment),
     /// `kill -9` of `MirrorMaker`; its supervisor starts it again.
@@ -134,6 +138,8 @@ impl Fault {
             48..52 => Self::RollBroker(broker),
             52..54 => Self::KillStore(region, ms(random, 0, 2_000)),
             54..60 => Self::FreezeStore(region, ms(random, 200, 6_000)),
+            60..63 => Self::FillBrokerDisk(broker, ms(random, 500, 6_000)),
+            63..66 => Self::FillStoreDisk(region, ms(random, 500, 6_000)),
             _ => Self::Request(Mistreatment::draw(random, regions)),
         }
     }
@@ -160,8 +166,10 @@ impl Fault {
             Self::KillBrokers(..) => "two brokers killed".to_owned(),
             Self::FreezeBroker(..) => "broker frozen".to_owned(),
             Self::RollBroker(_) => "broker restarted".to_owned(),
+            Self::FillBrokerDisk(..) => "broker's disk full".to_owned(),
             Self::KillStore(..) => "store killed".to_owned(),
             Self::FreezeStore(..) => "store frozen".to_owned(),
+            Self::FillStoreDisk(..) => "store's disk full".to_owned(),
             Self::Request(Mistreatment { request, how, .. }) => format!("{request:?} {}", how.kind()),
             Self::KillMirror => "MirrorMaker killed".to_owned(),
             Self::FreezeMirror(_) => "MirrorMaker frozen".to_owned(),

@@ -98,6 +98,8 @@ async fn inflict(world: &World<'_>, fault: &Fault) -> Result<u64> {
             broker.stop(GRACE).await?;
             broker.start()?;
         }
+        Fault::FillBrokerDisk(broker, duration) => return fill(world.broker(*broker), *duration).await,
+        Fault::FillStoreDisk(region, duration) => return fill(world.stacks()[*region].cql(), *duration).await,
         Fault::KillStore(region, duration) => {
             let store = world.stacks()[*region].cql();
             store.kill().await?;
@@ -143,6 +145,17 @@ async fn freeze(process: &Process, duration: Duration) {
         sleep(duration).await;
         let _ = process.resume().await;
     }
+}
+
+/// A server whose disk is full ends, or stays and refuses to work: somebody makes room and starts it again. How often its disk was full.
+async fn fill(server: &Process, duration: Duration) -> Result<u64> {
+    if server.fill_disk().await.is_err() {
+        return Ok(0);
+    }
+    sleep(duration).await;
+    server.kill().await?;
+    server.start()?;
+    Ok(1)
 }
 
 /// Waits until as many requests were mistreated as planned, for as long as there is traffic to mistreat. How many were.

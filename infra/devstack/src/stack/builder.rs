@@ -28,6 +28,7 @@ pub struct Builder {
     secured: bool,
     linked: bool,
     broker_properties: String,
+    cql_settings: String,
     mirror_properties: String,
     observer: Observer,
 }
@@ -46,6 +47,7 @@ impl Builder {
             secured: false,
             linked: false,
             broker_properties: String::new(),
+            cql_settings: String::new(),
             mirror_properties: String::new(),
             observer: Observer::default(),
         }
@@ -109,6 +111,13 @@ impl Builder {
         self
     }
 
+    /// Sets a setting of Cassandra's `cassandra.yaml`, beyond those that the stack sets.
+    #[must_use]
+    pub fn cql_setting(mut self, name: &str, value: &str) -> Self {
+        self.cql_settings.extend([name, ": ", value, "\n"]);
+        self
+    }
+
     /// Sets a property of the `MirrorMaker` of [`Regions`](crate::Regions), beyond those of production or in their place.
     #[must_use]
     pub fn mirror_property(mut self, name: &str, value: &str) -> Self {
@@ -136,7 +145,8 @@ impl Builder {
             kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone(), self.broker_properties)?;
         let rules = Rules::default();
         let links = if self.linked { cluster.link(&rules).await? } else { Vec::new() };
-        let node = |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone());
+        let node =
+            |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone(), self.cql_settings);
         let node = cassandra_jars.map(node).transpose()?;
 
         let prefix = process_name(self.region.as_deref(), "");
