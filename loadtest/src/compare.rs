@@ -145,7 +145,7 @@ fn series(a: &Summary, b: &Summary, figures: &mut Vec<Difference>) {
     for before in &a.timeline.series {
         let better = match before.chart.as_str() {
             "throughput" => Better::Higher,
-            "backlog" | "cpu" | "rss" => Better::Lower,
+            "backlog" | "cpu" | "rss" | "files" | "threads" => Better::Lower,
             _ => continue,
         };
         let Some(after) = curve(b, &before.chart, &before.name) else { continue };

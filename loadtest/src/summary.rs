@@ -178,11 +178,11 @@ pub struct Timeline {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Series {
-    /// The chart it belongs to: `throughput`, `latency`, `backlog`, `cpu`, `rss` or `errors`.
+    /// The chart it belongs to: `throughput`, `latency`, `backlog`, `errors`, or of each process `cpu`, `rss`, `files` or `threads`.
     pub chart: String,
     /// What the legend says, for example `acknowledged` or `processor`.
     pub name: String,
-    /// Unit of the values: `1/s`, `ms`, `records`, `cores`, `MB`.
+    /// Unit of the values: `1/s`, `ms`, `records`, `cores`, `MB`, `descriptors`, `threads`.
     pub unit: String,
     /// The samples; `None` where there was nothing to measure.
     pub values: Vec<Option<f64>>,

@@ -7,6 +7,7 @@
 //! | `rate.<name>` | a rate, per second: `acknowledged`, `delivered`, `drained`, `knee` |
 //! | `ratio.<limit>` | a rate as a share of that limit |
 //! | `cpu_per_100k.<process>`, `rss_mb.<process>` | CPU seconds for every 100,000 packets; most memory |
+//! | `growth.rss.<process>`, `growth.files.…`, `growth.threads.…`, `growth.cpu.…` | its median in the last quarter of the run, as a multiple of that in the first: 1 is flat |
 //! | `acknowledged`, `failed`, `retried`, `errors` | packets; `errors` is the sum of all answers that were not `committed` |
 //! | `lost`, `duplicated`, `altered`, `reordered`, `unsent` | of the audit |
 //! | `slip_p99_ms` | of the generator |
@@ -120,8 +121,24 @@ fn part(summary: &Summary, kind: &str, of: &str) -> Option<f64> {
         "ratio" => rate(&|rate| rate.limit.as_deref() == Some(of))?.ratio,
         "cpu_per_100k" => usage().map(|usage| usage.cpu_seconds_per_100k),
         "rss_mb" => usage().map(|usage| usage.peak_rss_bytes as f64 / 1e6),
+        "growth" => growth(summary, of.split_once('.')?),
         latency => percentile(summary.latencies.get(latency)?, of),
     }
+}
+
+/// Medians, so that a restart within a quarter does not decide.
+fn growth(summary: &Summary, (chart, process): (&str, &str)) -> Option<f64> {
+    let mut curves = summary.timeline.series.iter();
+    let curve = &curves.find(|series| series.chart == chart && series.name == process)?.values;
+    let quarter = curve.len() / 4;
+    let (first, last) = (curve.get(..quarter)?, curve.get(curve.len() - quarter..)?);
+    Some(median(last)? / median(first)?)
+}
+
+fn median(samples: &[Option<f64>]) -> Option<f64> {
+    let mut samples: Vec<_> = samples.iter().copied().flatten().collect();
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied()
 }
 
 fn end_to_end(summary: &Summary) -> Option<&Percentiles> {
@@ -144,7 +161,7 @@ fn percentile(of: &Percentiles, name: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::summary::{Audit, Rate, Usage};
+    use crate::summary::{Audit, Rate, Series, Timeline, Usage};
 
     fn summary() -> Summary {
         let percentiles = |p99| Percentiles { count: 10, p99, ..Percentiles::default() };
@@ -153,6 +170,13 @@ mod tests {
             per_second: 100.0,
             limit: Some(limit.to_owned()),
             ratio: Some(ratio),
+        };
+        let curve = |name: &str| Series {
+            chart: "rss".to_owned(),
+            name: name.to_owned(),
+            // Restarted in the last quarter, which is no growth.
+            values: [10, 10, 12, 20, 20, 20, 20, 20, 15, 0, 15, 15].map(|mb| (mb > 0).then_some(f64::from(mb))).into(),
+            ..Series::default()
         };
         Summary {
             latencies: [("ack", 10.0), ("topic", 150.0)].map(|(name, p99)| (name.to_owned(), percentiles(p99))).into(),
@@ -164,6 +188,10 @@ mod tests {
                 ..Usage::default()
             }],
             audit: Some(Audit { lost: 1, ..Audit::default() }),
+            timeline: Timeline {
+                series: vec![curve("ingest"), Series { values: vec![Some(1.0)], ..curve("short") }],
+                ..Timeline::default()
+            },
             figures: [("burst.ack.p99_ms".to_owned(), 400.0)].into(),
             ..Summary::default()
         }
@@ -181,12 +209,23 @@ mod tests {
             ("ratio.drain", 1.4),
             ("cpu_per_100k.ingest", 0.9),
             ("rss_mb.ingest", 35.0),
+            ("growth.rss.ingest", 1.5),
             ("lost", 1.0),
             ("failed", 0.0),
         ] {
             assert_eq!(figure(&summary, name), Some(value), "{name}");
         }
-        for unknown in ["p98_ms", "cql.p99_ms", "rate.knee", "ratio.produce", "rss_mb.kafka", "nonsense"] {
+        for unknown in [
+            "p98_ms",
+            "cql.p99_ms",
+            "rate.knee",
+            "ratio.produce",
+            "rss_mb.kafka",
+            "growth.rss.kafka",
+            "growth.rss.short",
+            "growth.rss",
+            "nonsense",
+        ] {
             assert_eq!(figure(&summary, unknown), None, "{unknown}");
         }
     }

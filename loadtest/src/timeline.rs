@@ -207,16 +207,21 @@ impl Curves {
         let names: Vec<_> = resources.names().collect();
         let cpu = names.iter().map(|name| series("cpu", name, "cores"));
         let rss = names.iter().map(|name| series("rss", name, "MB"));
+        let files = names.iter().map(|name| series("files", name, "descriptors"));
+        let threads = names.iter().map(|name| series("threads", name, "threads"));
         let errors = [series("errors", "refused or failed", "1/s")];
-        Self(throughput.into_iter().chain(latency).chain(backlog).chain(errors).chain(cpu).chain(rss).collect())
+        let load = throughput.into_iter().chain(latency).chain(backlog).chain(errors);
+        Self(load.chain(cpu).chain(rss).chain(files).chain(threads).collect())
     }
 
     fn add(&mut self, values: &BTreeMap<String, f64>, looks: &[Option<Look>]) {
-        let (mut cpu, mut rss) = (looks.iter(), looks.iter());
+        let [mut cpu, mut rss, mut files, mut threads] = [(); 4].map(|()| looks.iter().copied());
         for series in &mut self.0 {
             let value = match series.chart.as_str() {
-                "cpu" => cpu.next().and_then(|look| look.map(|look| look.cores)),
-                "rss" => rss.next().and_then(|look| look.map(|look| look.rss as f64 / 1e6)),
+                "cpu" => cpu.next().flatten().map(|look| look.cores),
+                "rss" => rss.next().flatten().map(|look| look.rss as f64 / 1e6),
+                "files" => files.next().flatten().map(|look| look.files as f64),
+                "threads" => threads.next().flatten().map(|look| look.threads as f64),
                 _ => values.get(&series.name).copied(),
             };
             series.values.push(value);

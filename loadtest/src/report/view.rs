@@ -26,11 +26,13 @@ const LATENCIES: [(&str, &str, usize); 5] = [
 /// Those that stand for the run.
 const KEY: [&str; 3] = [latency::ACK, latency::TOPIC, latency::CQL];
 /// The charts over time in their order: what the series say, the title.
-const CHARTS: [(&str, &str); 5] = [
+const CHARTS: [(&str, &str); 7] = [
     ("throughput", "Throughput"),
     ("backlog", "Backlog and lag"),
     ("cpu", "CPU"),
     ("rss", "Resident memory"),
+    ("files", "Open files"),
+    ("threads", "Threads"),
     ("errors", "Errors"),
 ];
 
@@ -277,7 +279,7 @@ fn over_time(summary: &Summary, chart: &str, title: &str) -> Chart {
         timeline.series.iter().filter(|series| series.chart == "cpu").map(|series| &series.name).collect();
     let line = |(at, series): (usize, &&Series)| {
         let process = processes.iter().position(|name| **name == series.name);
-        let at = process.filter(|_| ["cpu", "rss"].contains(&chart)).unwrap_or(at);
+        let at = process.filter(|_| ["cpu", "rss", "files", "threads"].contains(&chart)).unwrap_or(at);
         let points = series.values.iter().enumerate().map(|(k, value)| (k as f64 * timeline.interval, *value));
         Line { name: series.name.clone(), colour: at % COLOURS, pale: at >= COLOURS, points: points.collect() }
     };
