@@ -1,5 +1,6 @@
 //! Kafka and CQL as a test sees them from outside.
 
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use coderelay_devstack::Stack;
@@ -73,7 +74,12 @@ pub(crate) async fn consume(stack: &Stack, topic: &str, count: usize) -> Vec<Str
 
 /// Runs a statement; how many rows it yields.
 pub(crate) async fn query(stack: &Stack, statement: &str) -> usize {
-    let session = Box::pin(SessionBuilder::new().known_node(stack.cql_contact()).build()).await.unwrap();
-    let result = session.query_unpaged(statement, ()).await.unwrap();
-    result.into_rows_result().map_or(0, |rows| rows.rows_num())
+    try_query(stack, statement).await.unwrap()
+}
+
+/// The same where it may be refused.
+pub(crate) async fn try_query(stack: &Stack, statement: &str) -> Result<usize, Box<dyn Error>> {
+    let session = Box::pin(SessionBuilder::new().known_node(stack.cql_contact()).build()).await?;
+    let result = session.query_unpaged(statement, ()).await?;
+    Ok(result.into_rows_result().map_or(0, |rows| rows.rows_num()))
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use coderelay_devstack::shared;
+use coderelay_devstack::{Stack, shared};
 use coderelay_schemas::topics::TopicNames;
+use tokio::time::timeout;
 
 use crate::TURN;
-use crate::clients::{consume, produce, produce_within, query};
+use crate::clients::{consume, produce, produce_within, query, try_query};
 
 #[tokio::test]
 async fn records_survive_the_brokers_death() {
@@ -53,6 +54,43 @@ async fn rows_survive_the_servers_death() {
     stack.cql().restart().await.unwrap();
 
     assert_eq!(query(stack, "SELECT repo_id FROM rows.packets").await, 1);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_servers_take_nothing_more_and_keep_what_they_had_acknowledged() {
+    let _turn = TURN.lock().await;
+    let stack = Stack::builder().cql(true).cql_setting("commitlog_segment_size", "1MiB").start().await.unwrap();
+    let names = TopicNames::with_suffix("-full");
+    stack.create_topics(&names, 1).await.unwrap();
+    stack.create_keyspace("rows").await.unwrap();
+    let (broker, store) = (stack.broker(0), stack.cql());
+    broker.fill_disk().await.unwrap();
+    store.fill_disk().await.unwrap();
+
+    let value = "x".repeat(20_000);
+    let mut records = 0;
+    while produce_within(&stack, &names.packets, &value, Duration::from_secs(5)).await {
+        records += 1;
+        assert!(records < 4, "{records} records of 20 kB in 64 KiB");
+    }
+    let insert = |row: usize| {
+        let content = "00".repeat(200_000);
+        let columns = "repo_id, day, packet_id, content";
+        format!("INSERT INTO rows.packets ({columns}) VALUES ('r', '2026-01-01', 0x{row:02x}, 0x{content})")
+    };
+    let mut rows = 0;
+    while let Ok(Ok(_)) = timeout(Duration::from_secs(5), try_query(&stack, &insert(rows))).await {
+        rows += 1;
+        assert!(rows < 100, "{rows} rows of 200 kB in segments of 1 MiB");
+    }
+
+    for node in [broker, store] {
+        node.kill().await.unwrap();
+        node.restart().await.unwrap();
+    }
+    assert_eq!(consume(&stack, &names.packets, records).await, vec![value; records]);
+    // One may have been written and not acknowledged.
+    assert!(query(&stack, "SELECT packet_id FROM rows.packets").await >= rows);
 }
 
 #[tokio::test]
