@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use coderelay_devstack::{CommitLog, Launch, Observer, Patience, Probe, REGIONS, Regions, Stack, free_port};
+use coderelay_devstack::{CommitLog, Jit, Launch, Observer, Patience, Probe, REGIONS, Regions, Stack, free_port};
 use coderelay_schemas::cql;
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
 use tokio::task::AbortHandle;
@@ -34,7 +34,7 @@ impl Devstack {
     /// When the services' programs are missing or a node does not start.
     pub async fn start(bin: Option<&Path>) -> Result<Self> {
         let (ingest, processor) = programs(bin)?;
-        let stack = Stack::builder().brokers(1).cql(true).commit_log(CommitLog::Periodic).start().await?;
+        let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).jit(Jit::Full).start().await?;
         let servers = Arc::new(Servers::Stack(Box::new(stack)));
         Ok(Self { servers, supervisor: None, ingest, processor, runs: AtomicU64::new(0) })
     }
@@ -52,7 +52,7 @@ impl Devstack {
         let cuts = hits(Target::Link) || scenario.subject == Subject::Mirror;
         // A store of one node that is killed has nobody to get back from what its disk has not.
         let commit_log = if hits(Target::Region) { CommitLog::Synced } else { CommitLog::Periodic };
-        let each = Stack::builder().brokers(1).cql(true).commit_log(commit_log).linked(cuts);
+        let each = Stack::builder().cql(true).commit_log(commit_log).jit(Jit::Full).linked(cuts);
         let servers = Arc::new(Servers::Regions(Box::new(Regions::start(each).await?)));
         let supervised = servers.clone();
         let supervisor = tokio::spawn(async move {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use coderelay_devstack::Stack;
+use coderelay_devstack::{Jit, Stack};
 use coderelay_schemas::ledger::{self, Entry};
 use coderelay_schemas::topics::TopicNames;
 use processor::dedup::Memory;
@@ -26,7 +26,7 @@ async fn main() {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse().unwrap());
     let ids: u64 = arguments.next().unwrap_or(5_000_000);
     let entries: u64 = arguments.next().unwrap_or(400);
-    let stack = Stack::builder().cql(false).start().await.unwrap();
+    let stack = Stack::builder().jit(Jit::Full).start().await.unwrap();
     let topics = TopicNames::default();
     stack.create_topics(&topics, PARTITIONS).await.unwrap();
     let mut client = ClientConfig::new();

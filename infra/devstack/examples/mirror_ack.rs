@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use coderelay_devstack::{Process, Regions, Stack};
+use coderelay_devstack::{Jit, Process, Regions, Stack};
 use coderelay_schemas::topics::{PACKETS, PARTITIONS};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
@@ -211,7 +211,7 @@ fn send(producer: &ThreadedProducer<Shared>, rate: u64, lasting: Duration) -> an
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let rate: u64 = std::env::args().nth(1).map_or(Ok(1000), |rate| rate.parse())?;
-    let regions = Regions::start(Stack::builder()).await?;
+    let regions = Regions::start(Stack::builder().jit(Jit::Full)).await?;
     let (source, target) = (regions.us_east(), regions.eu_west());
     println!("{rate}/s | confirmed | p50 ms | p99 ms | MirrorMaker CPU % | idle | source's broker | target's broker");
     for (name, way, settings) in VARIANTS {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::folder::remove;
 use crate::jars;
+use crate::jit::Jit;
 use crate::launch::Launch;
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
@@ -84,6 +85,7 @@ impl CommitLog {
 pub(crate) struct Node {
     jars: PathBuf,
     java: PathBuf,
+    jit: Jit,
     cql_port: u16,
     storage_port: u16,
     commit_log: CommitLog,
@@ -96,6 +98,7 @@ impl Node {
     /// A new node; CQL on `port` if that is free.
     pub(crate) fn new(
         jars: PathBuf,
+        jit: Jit,
         port: Option<u16>,
         commit_log: CommitLog,
         security: Option<Security>,
@@ -106,7 +109,7 @@ impl Node {
             Some(port) => preferred_port(port).map_err(Error::io("127.0.0.1"))?,
             None => any()?,
         };
-        Ok(Self { jars, java: jars::java()?, cql_port, storage_port: any()?, commit_log, security, settings })
+        Ok(Self { jars, java: jars::java()?, jit, cql_port, storage_port: any()?, commit_log, security, settings })
     }
 
     /// `host:port` of its native transport.
@@ -121,7 +124,7 @@ impl Node {
         let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
         let probe = Probe::Cql { address: self.contact(), credentials };
         let args = self.java_args(&dir, &conf)?;
-        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(args);
+        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(self.jit.option()).args(args);
         Process::launch(launch.ready_when(probe).behind_the_topic())
     }
 

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::error::{Error, Result};
 use crate::folder::remove;
 use crate::jars;
+use crate::jit::Jit;
 use crate::launch::Launch;
 use crate::link::{Link, Rules};
 use crate::ports::{free_port, preferred_port};
@@ -39,6 +40,7 @@ struct Listener {
 pub(crate) struct Cluster {
     jars: PathBuf,
     java: PathBuf,
+    jit: Jit,
     id: String,
     listeners: Vec<Listener>,
     security: Option<Security>,
@@ -50,6 +52,7 @@ impl Cluster {
     /// A new cluster of `brokers` nodes; the first broker listens on `port` if that is free.
     pub(crate) fn new(
         jars: PathBuf,
+        jit: Jit,
         brokers: usize,
         port: Option<u16>,
         security: Option<Security>,
@@ -63,7 +66,7 @@ impl Cluster {
             Ok(Listener { id: index as i32 + 1, broker, controller: free_port()?, linked: None })
         };
         let listeners = (0..brokers).map(listen).collect::<io::Result<_>>().map_err(Error::io("127.0.0.1"))?;
-        Ok(Self { jars, java: jars::java()?, id: random_uuid(), listeners, security, properties })
+        Ok(Self { jars, java: jars::java()?, jit, id: random_uuid(), listeners, security, properties })
     }
 
     /// Puts a link before every node, for those who ask [`linked_servers`](Self::linked_servers): brokers tell each client to come back
@@ -123,7 +126,7 @@ impl Cluster {
         let credentials = self.security.as_ref().map(|security| security.credentials.clone());
         let probe = Probe::Kafka { address: address(listener.broker), id: listener.id, credentials };
         let name = format!("{prefix}{}", node_name(listener));
-        Process::launch(Launch::new(name, &self.java, dir).args(args).ready_when(probe))
+        Process::launch(Launch::new(name, &self.java, dir).args(self.jit.option()).args(args).ready_when(probe))
     }
 
     /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.

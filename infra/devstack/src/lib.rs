@@ -19,6 +19,7 @@ mod error;
 mod progress;
 
 mod jars;
+mod jit;
 
 mod folder;
 mod ports;
@@ -49,6 +50,7 @@ pub use coderelay_mirrormaker::TaskState;
 pub use direction::{Cluster, Direction, Observation, Task};
 pub use error::{Error, Result};
 pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
+pub use jit::Jit;
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use launch::Launch;
 pub use link::{Action, Api, Interception, Rule};

@@ -10,6 +10,7 @@ use coderelay_mirrormaker::restarts;
 use crate::direction::{Cluster, Direction};
 use crate::error::{Error, Result};
 use crate::jars;
+use crate::jit::Jit;
 use crate::launch::Launch;
 use crate::process::Process;
 use crate::progress::{Event, Observer};
@@ -41,6 +42,7 @@ impl MirrorMaker {
     /// Starts one between two regions in its folder below `dir`, with `more` properties, and does not wait until it is ready.
     pub(crate) fn launch(
         jars: &Path,
+        jit: Jit,
         dir: &Path,
         [one, other]: [Cluster; 2],
         replicas: usize,
@@ -69,7 +71,7 @@ impl MirrorMaker {
         let envs = [bootstrap(&one), bootstrap(&other), replicas];
         let directions =
             vec![Direction { source: one.clone(), target: other.clone() }, Direction { source: other, target: one }];
-        let launch = Launch::new("mirrormaker", jars::java()?, &dir).args(args).envs(envs);
+        let launch = Launch::new("mirrormaker", jars::java()?, &dir).args(jit.option()).args(args).envs(envs);
         let restarts = dir.join("restarts.json");
         restarts::write(&restarts, 0).map_err(Error::io(&restarts))?;
         let process = Process::launch(launch.ready_when(Probe::Mirror { directions: directions.clone() }))?;

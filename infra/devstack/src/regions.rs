@@ -66,8 +66,8 @@ impl Regions {
         let fetching = observer.clone();
         let jars = tokio::task::spawn_blocking(move || jars::KAFKA.jars(&fetching)).await;
         let jars = jars.map_err(|error| Error::io("mvn")(error.into()))??;
-        let mirror =
-            MirrorMaker::launch(&jars, folder.path(), clusters, stacks[0].replicas(), each.mirror_properties())?;
+        let (jit, replicas) = (each.jit_of_start(), stacks[0].replicas());
+        let mirror = MirrorMaker::launch(&jars, jit, folder.path(), clusters, replicas, each.mirror_properties())?;
         mirror.process().ready_observed(&observer).await?;
         Ok(Self { mirror, stacks, folder })
     }

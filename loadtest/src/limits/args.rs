@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use coderelay_devstack::{CommitLog, Stack};
+use coderelay_devstack::{CommitLog, Jit, Stack};
 
 use super::{Span, Target, measure};
 use crate::progress::Progress;
@@ -54,7 +54,7 @@ impl LimitsArgs {
             self.measure(kafka.clone(), cql.clone()).await?
         } else {
             // As production runs it: no wait for the disk.
-            let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).start().await?;
+            let stack = Stack::builder().cql(true).commit_log(CommitLog::Periodic).jit(Jit::Full).start().await?;
             let summary = self.measure(stack.bootstrap_servers(), stack.cql_contact()).await;
             stack.stop(GRACE).await?;
             summary?

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use coderelay_devstack::{
-    CommitLog, Launch, MirrorMaker, PORTS_A_REGION, Patience, Probe, Process, Regions, Stack, preferred_port,
+    CommitLog, Jit, Launch, MirrorMaker, PORTS_A_REGION, Patience, Probe, Process, Regions, Stack, preferred_port,
 };
 use coderelay_schemas::cql::KEYSPACE;
 use coderelay_schemas::topics::{PARTITIONS, TopicNames};
@@ -78,7 +78,7 @@ impl Deployment {
         // A region is there to be lost, and a store of one node has nobody to get back from what its disk has not.
         let commit_log = if regions == 1 { CommitLog::Periodic } else { CommitLog::Synced };
         let builder = Stack::builder().brokers(brokers).cql(true).commit_log(commit_log).dir(home.nodes());
-        let builder = builder.preferred_ports(KAFKA_PORT, CQL_PORT).observer(reporter.observer());
+        let builder = builder.jit(Jit::Full).preferred_ports(KAFKA_PORT, CQL_PORT).observer(reporter.observer());
         let backend = if regions == 1 {
             let stack = builder.start().await?;
             stack.create_topics(&TopicNames::default(), PARTITIONS).await?;

@@ -7,6 +7,7 @@ use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
+use crate::jit::Jit;
 use crate::link::Rules;
 use crate::progress::Observer;
 use crate::security::Security;
@@ -25,6 +26,7 @@ pub struct Builder {
     kafka_port: Option<u16>,
     cql_port: Option<u16>,
     commit_log: CommitLog,
+    jit: Jit,
     secured: bool,
     linked: bool,
     broker_properties: String,
@@ -44,6 +46,7 @@ impl Builder {
             kafka_port: None,
             cql_port: None,
             commit_log: CommitLog::Synced,
+            jit: Jit::Quick,
             secured: false,
             linked: false,
             broker_properties: String::new(),
@@ -86,6 +89,13 @@ impl Builder {
     #[must_use]
     pub fn commit_log(mut self, commit_log: CommitLog) -> Self {
         self.commit_log = commit_log;
+        self
+    }
+
+    /// How far the JVMs compile their code. Default: as little as suits a test.
+    #[must_use]
+    pub fn jit(mut self, jit: Jit) -> Self {
+        self.jit = jit;
         self
     }
 
@@ -141,12 +151,12 @@ impl Builder {
         let folder = self.folder()?;
         let (kafka_jars, cassandra_jars) = self.jars().await?;
         let security = self.secured.then(|| Security::issue(folder.path())).transpose()?;
-        let mut cluster =
-            kafka::Cluster::new(kafka_jars, self.brokers, self.kafka_port, security.clone(), self.broker_properties)?;
+        let (port, properties) = (self.kafka_port, self.broker_properties);
+        let mut cluster = kafka::Cluster::new(kafka_jars, self.jit, self.brokers, port, security.clone(), properties)?;
         let rules = Rules::default();
         let links = if self.linked { cluster.link(&rules).await? } else { Vec::new() };
-        let node =
-            |jars| cassandra::Node::new(jars, self.cql_port, self.commit_log, security.clone(), self.cql_settings);
+        let (port, settings) = (self.cql_port, self.cql_settings);
+        let node = |jars| cassandra::Node::new(jars, self.jit, port, self.commit_log, security.clone(), settings);
         let node = cassandra_jars.map(node).transpose()?;
 
         let prefix = process_name(self.region.as_deref(), "");
@@ -181,6 +191,10 @@ impl Builder {
 
     pub(crate) fn is_secured(&self) -> bool {
         self.secured
+    }
+
+    pub(crate) fn jit_of_start(&self) -> Jit {
+        self.jit
     }
 
     pub(crate) fn mirror_properties(&self) -> &str {
