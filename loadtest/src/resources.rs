@@ -55,8 +55,8 @@ pub struct Look {
     pub cores: f64,
     /// Resident memory now, in bytes.
     pub rss: u64,
-    /// Open file descriptors now.
-    pub files: u64,
+    /// Open file descriptors now; another user's cannot be counted.
+    pub files: Option<u64>,
     /// Threads now.
     pub threads: u64,
 }
@@ -134,7 +134,7 @@ struct Reading {
     rss: u64,
     /// The kernel's high-water mark since the process started (`VmHWM`): unlike sampling it misses no peak.
     peak_rss: u64,
-    files: u64,
+    files: Option<u64>,
     threads: u64,
 }
 
@@ -145,7 +145,7 @@ fn read(pid: i32) -> Option<Reading> {
         cpu: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
         rss: status.vmrss? * 1024,
         peak_rss: status.vmhwm? * 1024,
-        files: process.fd_count().ok()? as u64,
+        files: process.fd_count().ok().map(|count| count as u64),
         threads: status.threads,
     })
 }
@@ -169,7 +169,7 @@ mod tests {
     fn this_process_uses_memory_and_its_cpu_adds_up() {
         let mut resources = Resources::new(&[Watched::own()]);
         let look = resources.look()[0].unwrap();
-        assert!(look.rss > 0 && look.cores >= 0.0 && look.files > 2 && look.threads > 0);
+        assert!(look.rss > 0 && look.cores >= 0.0 && look.files > Some(2) && look.threads > 0);
         let usage = resources.usage(50_000).remove(0);
         assert!((usage.cpu_seconds_per_100k - 2.0 * usage.cpu_seconds).abs() < 1e-9);
         assert!(usage.peak_rss_bytes >= look.rss / 2);

@@ -220,7 +220,7 @@ impl Curves {
             let value = match series.chart.as_str() {
                 "cpu" => cpu.next().flatten().map(|look| look.cores),
                 "rss" => rss.next().flatten().map(|look| look.rss as f64 / 1e6),
-                "files" => files.next().flatten().map(|look| look.files as f64),
+                "files" => files.next().flatten().and_then(|look| look.files).map(|files| files as f64),
                 "threads" => threads.next().flatten().map(|look| look.threads as f64),
                 _ => values.get(&series.name).copied(),
             };

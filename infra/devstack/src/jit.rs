@@ -3,10 +3,10 @@
 /// What a server's JVM spends on compiling itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Jit {
-    /// Little: its first compiler alone (C1). It starts for half the CPU time, which is most of what a short test takes.
+    /// Little: its first compiler alone (C1). Kafka and Cassandra start for about half the CPU time.
     #[default]
     Quick,
-    /// What production spends, a core for the first minute. What is measured, or stays, gains by it.
+    /// What production spends: for what is measured, or stays.
     Full,
 }
 

@@ -186,16 +186,11 @@ impl Process {
     /// [`Error::NotRunning`] if it has ended.
     #[allow(clippy::unused_async, reason = "the verbs of a node are called alike")]
     pub async fn fill_disk(&self) -> Result<()> {
-        let incarnation = self.current();
-        let not_running = || Error::NotRunning { name: self.launch.name.clone() };
-        if incarnation.exit.borrow().is_some() {
-            return Err(not_running());
-        }
-        let pid = rustix::process::Pid::from_raw(incarnation.pid.as_raw());
+        let pid = rustix::process::Pid::from_raw(self.running()?.pid.as_raw());
         let limit = Rlimit { current: Some(LAST_BLOCKS), maximum: None };
         match prlimit(pid, Resource::Fsize, limit) {
             Ok(_) => Ok(()),
-            Err(rustix::io::Errno::SRCH) => Err(not_running()),
+            Err(rustix::io::Errno::SRCH) => Err(self.not_running()),
             Err(errno) => Err(Error::io(&self.launch.program)(errno.into())),
         }
     }
@@ -293,11 +288,17 @@ impl Process {
     }
 
     fn signal_running(&self, signal: Signal) -> Result<()> {
+        self.signal(&self.running()?, signal)
+    }
+
+    fn running(&self) -> Result<Incarnation> {
         let incarnation = self.current();
-        if incarnation.exit.borrow().is_some() {
-            return Err(Error::NotRunning { name: self.launch.name.clone() });
-        }
-        self.signal(&incarnation, signal)
+        let ended = incarnation.exit.borrow().is_some();
+        if ended { Err(self.not_running()) } else { Ok(incarnation) }
+    }
+
+    fn not_running(&self) -> Error {
+        Error::NotRunning { name: self.launch.name.clone() }
     }
 
     fn signal(&self, incarnation: &Incarnation, signal: Signal) -> Result<()> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coderelay_devstack::{Action, Api, Process, Rule, Stack};
+use coderelay_devstack::{Action, Api, Error, Process, Rule, Stack};
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -149,8 +149,9 @@ async fn freeze(process: &Process, duration: Duration) {
 
 /// A server whose disk is full ends, or stays and refuses to work: somebody makes room and starts it again. How often its disk was full.
 async fn fill(server: &Process, duration: Duration) -> Result<u64> {
-    if server.fill_disk().await.is_err() {
-        return Ok(0);
+    match server.fill_disk().await {
+        Err(Error::NotRunning { .. }) => return Ok(0),
+        filled => filled?,
     }
     sleep(duration).await;
     server.kill().await?;

@@ -214,7 +214,7 @@ mod tests {
             let plans = plans.iter().filter(|plan| plan.regions == regions);
             plans.flat_map(|plan| &plan.strikes).map(|strike| strike.fault.kind()).collect()
         };
-        // Fourteen of services and nodes, three of which concern either service; seven requests mistreated in five ways.
+        // Thirteen of services and nodes, three of which concern either service; seven requests mistreated in five ways.
         assert_eq!(kinds(1).len(), 16 + 7 * 5, "{:#?}", kinds(1));
         // The same, one request, and four of mirror, link and region.
         assert_eq!(kinds(2).len(), 16 + 5 + 4, "{:#?}", kinds(2));
