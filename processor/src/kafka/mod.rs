@@ -4,10 +4,12 @@ mod deliveries;
 mod ledger;
 mod letter;
 mod source;
+mod subscription;
 mod transaction;
 
 pub use ledger::KafkaLedger;
-pub use source::{KafkaSource, withheld};
+pub use source::KafkaSource;
+pub use subscription::Subscription;
 pub use transaction::KafkaTransaction;
 
 use std::time::Duration;

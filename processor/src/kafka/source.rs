@@ -14,10 +14,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
 use rdkafka::statistics::Partition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use regex::Regex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::subscription::Subscription;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::metrics::Metrics;
 use crate::ports::{Fault, Polled, Source};
@@ -34,6 +34,10 @@ const RESTARTS: [RDKafkaErrorCode; 6] = [
     RDKafkaErrorCode::InvalidSessionTimeout,
 ];
 
+/// Between two requests for a new assignment: each stops the whole group for a moment, and a member that subscribes to other topics than
+/// the rest will not get what it asks for.
+const ASK_PAUSE: Duration = Duration::from_secs(60);
+
 /// A [`Source`] over librdkafka's consumer.
 ///
 /// The assignor is eager `range`: partition p of every source topic lands on the same member, whose memory then sees both copies of a
@@ -43,8 +47,11 @@ pub struct KafkaSource {
     /// One name per topic, shared by all its records.
     topics: HashMap<String, Arc<str>>,
     ledger: String,
-    /// The region's own topic, if it is a source.
-    leading: Option<String>,
+    subscription: Subscription,
+    /// While it is subscribed to less, so that the group makes a new assignment.
+    narrowed: bool,
+    /// When it last asked for one.
+    asked: Option<Instant>,
     paused: bool,
     stop: CancellationToken,
 }
@@ -78,11 +85,18 @@ impl KafkaSource {
         let context = Context { events: Mutex::default(), worker, metrics, clients };
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(|error| Fault::restart("creating the consumer", error))?;
-        let sources: Vec<&str> = identity.sources.iter().map(String::as_str).collect();
-        consumer.subscribe(&sources).map_err(|error| Fault::restart("subscribing", error))?;
-        let leading = Some(identity.topics.packets.clone()).filter(|packets| names(&identity.sources, packets));
-        let (topics, ledger) = (HashMap::new(), identity.topics.ledger.clone());
-        Ok(Self { consumer, topics, ledger, leading, paused: false, stop: identity.stop.clone() })
+        let subscription = Subscription::new(identity.sources.clone(), &identity.topics.packets);
+        subscribe(&consumer, subscription.sources())?;
+        Ok(Self {
+            consumer,
+            topics: HashMap::new(),
+            ledger: identity.topics.ledger.clone(),
+            subscription,
+            narrowed: false,
+            asked: None,
+            paused: false,
+            stop: identity.stop.clone(),
+        })
     }
 
     /// Most consumer errors pass by themselves; librdkafka reports them for information.
@@ -106,21 +120,32 @@ impl KafkaSource {
     fn next_event(&mut self) -> Result<Option<Polled>, Fault> {
         let event = self.consumer.context().next_event();
         if let Some(Polled::Assigned(assigned)) = &event {
-            self.check_partition_counts(assigned)?;
+            let existing = self.partition_counts()?;
+            self.check_partition_counts(assigned, &existing)?;
+            self.complete(assigned, &existing)?;
             self.apply_pause()?;
         }
         Ok(event)
     }
 
+    /// How many partitions each topic has.
+    fn partition_counts(&self) -> Result<BTreeMap<String, usize>, Fault> {
+        let metadata = self.consumer.fetch_metadata(None, REQUEST_TIMEOUT);
+        let metadata = metadata.map_err(|error| Fault::restart("asking for partition counts", error))?;
+        Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
+    }
+
     /// Partition p of every topic holds the same repositories, or a packet's copies would not meet.
-    fn check_partition_counts(&self, assigned: &[TopicPartition]) -> Result<(), Fault> {
+    fn check_partition_counts(
+        &self,
+        assigned: &[TopicPartition],
+        existing: &BTreeMap<String, usize>,
+    ) -> Result<(), Fault> {
+        let count = |topic: &str| existing.get(topic).copied().unwrap_or(0);
         let topics: BTreeSet<&str> = assigned.iter().map(|assigned| &*assigned.topic).collect();
-        if topics.is_empty() {
-            return Ok(());
-        }
-        let expected = self.partitions(&self.ledger)?;
+        let expected = count(&self.ledger);
         for topic in topics {
-            let found = self.partitions(topic)?;
+            let found = count(topic);
             if found != expected {
                 return Err(Fault::Restart(format!(
                     "{topic} has {found} partitions and {} has {expected}: copies of a packet would not meet. Nothing is processed \
@@ -133,10 +158,22 @@ impl KafkaSource {
         Ok(())
     }
 
-    fn partitions(&self, topic: &str) -> Result<usize, Fault> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
-        let metadata = metadata.map_err(|error| Fault::restart("asking for partition counts", error))?;
-        Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
+    /// Has the group make a new assignment if the present one is older than a topic. A static member that comes back is given its former
+    /// partitions, whatever it subscribes to by now (KIP-345): a topic that appeared while it was away would be nobody's, and as the client
+    /// has known it from the start, it would not notice. Only a subscription that changes while it is a member makes the broker think again.
+    fn complete(&mut self, assigned: &[TopicPartition], existing: &BTreeMap<String, usize>) -> Result<(), Fault> {
+        if self.narrowed {
+            self.narrowed = false;
+            return subscribe(&self.consumer, self.subscription.sources());
+        }
+        let Some(topic) = self.subscription.overlooked(assigned, existing) else { return Ok(()) };
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK_PAUSE) {
+            return Ok(());
+        }
+        info!(topic, "it is nobody's yet: asking the group for a new assignment");
+        (self.narrowed, self.asked) = (true, Some(Instant::now()));
+        let narrow: BTreeSet<&str> = assigned.iter().map(|assigned| &*assigned.topic).collect();
+        subscribe(&self.consumer, narrow)
     }
 
     /// Pauses or resumes the whole assignment but for what is [withheld]. librdkafka remembers the flag of a partition that is revoked and
@@ -145,14 +182,14 @@ impl KafkaSource {
         let all = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
         let (mut read, mut held) = (TopicPartitionList::new(), TopicPartitionList::new());
         let assigned = owned(&all);
-        let withheld = withheld(&assigned, self.leading.as_deref());
+        let withheld = self.subscription.withheld(&assigned);
         for source in &assigned {
             let list = if self.paused || withheld.contains(source) { &mut held } else { &mut read };
             list.add_partition(&source.topic, source.partition);
         }
         if !withheld.is_empty() {
             // For a moment where a topic is new; for good where the region's own topic does not exist.
-            let (partitions, own) = (withheld.len(), &self.leading);
+            let (partitions, own) = (withheld.len(), self.subscription.own());
             warn!(
                 partitions,
                 own, "mirrored partitions are not read while this worker has not the same of the region's own topic"
@@ -163,20 +200,9 @@ impl KafkaSource {
     }
 }
 
-/// Whether a subscription to `sources` takes `topic` in; those that begin with `^` are patterns.
-fn names(sources: &[String], topic: &str) -> bool {
-    let pattern = |source: &String| source.starts_with('^') && Regex::new(source).is_ok_and(|it| it.is_match(topic));
-    sources.iter().any(|source| source == topic || pattern(source))
-}
-
-/// Those of the partitions `assigned` to a member that it does not read yet; `leading` is the region's own topic. The members of a group
-/// learn of a new topic one after the other, and in between `range` gives the same partition of two topics to two of them, neither of whom
-/// would see what the other accepts. All know the region's own topic, so who has its partition may read the others', and nobody else.
-pub fn withheld(assigned: &[TopicPartition], leading: Option<&str>) -> BTreeSet<TopicPartition> {
-    let Some(leading) = leading else { return BTreeSet::new() };
-    let led: BTreeSet<i32> =
-        assigned.iter().filter(|source| &*source.topic == leading).map(|source| source.partition).collect();
-    assigned.iter().filter(|source| !led.contains(&source.partition)).cloned().collect()
+fn subscribe<'a>(consumer: &BaseConsumer<Context>, topics: impl IntoIterator<Item = &'a str>) -> Result<(), Fault> {
+    let topics: Vec<&str> = topics.into_iter().collect();
+    consumer.subscribe(&topics).map_err(|error| Fault::restart("subscribing", error))
 }
 
 impl Source for KafkaSource {
@@ -351,26 +377,4 @@ impl ConsumerContext for Context {
 
 fn owned(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
     partitions.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mirrored_partition_is_read_by_whoever_has_the_regions_own() {
-        let source = |topic, partition| TopicPartition::new(topic, partition);
-        let assigned = [source("p.v1", 0), source("p.v1", 1), source("eu.p.v1", 1), source("eu.p.v1", 2)];
-        assert_eq!(withheld(&assigned, Some("p.v1")), BTreeSet::from([source("eu.p.v1", 2)]));
-        assert_eq!(withheld(&assigned[2..], Some("p.v1")).len(), 2);
-        assert_eq!(withheld(&assigned[2..], None), BTreeSet::new(), "nobody reads the region's own");
-    }
-
-    #[test]
-    fn a_subscription_names_topics_and_patterns() {
-        let sources = [r"^([^.]+\.)?code\.packets\.v1$".to_owned()];
-        assert!(names(&sources, "code.packets.v1") && !names(&sources, "code.packets.v2"));
-        let sources = ["code.packets.canary.v1".to_owned(), r"^eu-west\.code\.packets\.v1$".to_owned()];
-        assert!(names(&sources, "code.packets.canary.v1") && !names(&sources, "code.packets.v1"));
-    }
 }

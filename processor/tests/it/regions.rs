@@ -236,6 +236,34 @@ async fn a_region_that_is_added_later_is_picked_up_without_a_restart() {
     world.assert_exactly_once(&(0..51).map(|n| id_of(&packet(n))).collect::<Vec<_>>()).await;
 }
 
+/// Static members keep their partitions while they are away, and those of a new topic would be nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_is_added_while_every_processor_is_away_is_picked_up_when_they_are_back() {
+    let world = World::new().await;
+    let pattern = format!(r"^([^.]+\.)?{}$", world.topics.packets.replace('.', r"\."));
+    let start = async || {
+        let [one, other] = ["a", "b"].map(|instance| world.processor(instance).set("source.topics", &pattern));
+        [one.ready().await, other.ready().await]
+    };
+    let records: Vec<_> = (0..50).map(|n| by_ingest(&packet(n))).collect();
+    let away = start().await;
+    world.produce(&records);
+    world.settled().await;
+    for processor in away {
+        processor.process.kill().await.unwrap();
+    }
+
+    let mirror = world.mirror_of("eu-west", PARTITIONS).await;
+    world.produce_to(&mirror, &records);
+    world.produce_to(&mirror, &[by_ingest(&packet(50))]);
+    let back = start().await;
+    eventually("the new region's records are accounted for", async || world.lag_of(&mirror).await == 0).await;
+    for processor in back {
+        processor.stop().await;
+    }
+    world.assert_exactly_once(&(0..51).map(|n| id_of(&packet(n))).collect::<Vec<_>>()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirrored_topic_with_another_number_of_partitions_is_refused_and_nothing_is_processed() {
     let world = World::new().await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use coderelay_runtime::flaw;
 use coderelay_schemas::ledger::Entry;
 use processor::decode::{Rejection, Row, decode};
-use processor::kafka::withheld;
+use processor::kafka::Subscription;
 use processor::pace::StoreSample;
 use processor::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, Transaction, Unavailable};
 use processor::record::{Record, TopicPartition};
@@ -57,7 +57,7 @@ impl SimSource {
         let assigned = broker.members[&self.member].clone();
         drop(broker);
         if self.shared.flaw != Flaw::NothingWithheld {
-            self.withheld = withheld(&assigned, Some(TOPICS[0]));
+            self.withheld = Subscription::new(TOPICS.map(str::to_owned).to_vec(), TOPICS[0]).withheld(&assigned);
         }
         if self.shared.flaw != Flaw::UnstableOffsets {
             self.shared.settle_offsets(&assigned);
