@@ -35,7 +35,8 @@ async fn offsets_that_a_stray_request_has_left_pending_are_let_go_by_the_next_st
     let stack = stack.broker_property("transaction.partition.verification.enable", "false").start().await.unwrap();
     let world = World::on(Box::leak(Box::new(stack))).await;
     let (records, ids) = batch(0..300);
-    let first = processor(&world).set("batch.max_records", 1000).ready().await;
+    // One transaction for all: another one would have the broker know the request for what it is.
+    let first = processor(&world).set("batch.max_records", 1000).set("batch.linger", "1s").ready().await;
     // By then the transaction that it was made for has long been committed.
     let late = Action::Stray(Duration::from_secs(4));
     let stray = world.stack().intercept(Rule::once(Api::TxnOffsetCommit, late));
