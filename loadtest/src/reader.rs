@@ -175,7 +175,6 @@ impl Cursor {
             let (low, stable) = watermarks(&cursor.consumer, &cursor.topic, partition)?;
             cursor.next.push(if start == Offset::Beginning { low } else { stable });
         }
-        cursor.assign()?;
         Ok(cursor)
     }
 
@@ -194,6 +193,7 @@ impl Cursor {
         finish: &Receiver<Instant>,
         visit: &mut impl FnMut(&BorrowedMessage<'_>),
     ) -> Result<()> {
+        self.assign()?;
         loop {
             match finish.try_recv() {
                 Ok(deadline) => return self.read_to_end(deadline, visit),
@@ -224,11 +224,12 @@ impl Cursor {
     /// Waits until the last stable offset of every partition has reached the end that its log has now: until then a
     /// transaction is open, or is ended and its marker still on its way.
     fn await_stable(&self, deadline: Instant) -> Result<()> {
-        let uncommitted = consumer(&self.bootstrap, "read_uncommitted")?;
+        // Clients that fetch nothing: a broker answers a connection's requests in turn, and a fetch that finds nothing waits.
+        let clients = [consumer(&self.bootstrap, "read_uncommitted")?, consumer(&self.bootstrap, "read_committed")?];
         for partition in 0..self.next.len() as i32 {
             let mut end = None;
             // A broker that does not answer is asked again.
-            while !self.is_stable(partition, &uncommitted, &mut end).unwrap_or(false) {
+            while !self.is_stable(partition, &clients, &mut end).unwrap_or(false) {
                 if Instant::now() > deadline {
                     bail!("{}-{partition} is not stable up to its end {end:?}: a transaction stays open", self.topic);
                 }
@@ -239,13 +240,18 @@ impl Cursor {
     }
 
     /// Whether the last stable offset has reached `end`, which is looked up first if it is not known.
-    fn is_stable(&self, partition: i32, uncommitted: &BaseConsumer, end: &mut Option<i64>) -> KafkaResult<bool> {
+    fn is_stable(
+        &self,
+        partition: i32,
+        [uncommitted, committed]: &[BaseConsumer; 2],
+        end: &mut Option<i64>,
+    ) -> KafkaResult<bool> {
         let watermark = |consumer: &BaseConsumer| {
             consumer.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT).map(|(_, high)| high)
         };
         let known = end.map_or_else(|| watermark(uncommitted), Ok)?;
         *end = Some(known);
-        Ok(watermark(&self.consumer)? >= known)
+        Ok(watermark(committed)? >= known)
     }
 
     /// Takes one record; the partition whose end was reached, if that is what happened instead.
@@ -284,6 +290,8 @@ fn consumer(bootstrap: &str, isolation: &str) -> Result<BaseConsumer> {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("enable.partition.eof", "true")
+        // An end is reached only when a fetch has found nothing for so long.
+        .set("fetch.wait.max.ms", "100")
         .set("auto.offset.reset", "error")
         .create();
     consumer.context("cannot make a consumer")

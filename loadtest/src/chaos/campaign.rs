@@ -179,6 +179,12 @@ impl fmt::Display for Campaign {
         }
         writeln!(f, "{table}")?;
         writeln!(f, "{} records taken, {} published", self.taken, self.published)?;
+        // Explained when they were found; what is at the end is what a log keeps.
+        for (seed, violations) in &self.violations {
+            for violation in violations.iter().take(SHOWN) {
+                writeln!(f, "seed {seed}: {violation}")?;
+            }
+        }
         for (seed, error) in &self.broken {
             writeln!(f, "seed {seed} was not judged: {error}")?;
         }

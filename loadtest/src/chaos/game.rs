@@ -35,6 +35,8 @@ use crate::pipeline::Servers;
 const REST: Duration = Duration::from_secs(90);
 /// Between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two notes of what it waits for.
+const NOTED: Duration = Duration::from_secs(5);
 /// Packets of a request when everything is sent once more.
 const AGAIN: usize = 100;
 
@@ -188,11 +190,18 @@ fn producer(world: &World<'_>, packets: &Arc<Packets>, number: usize, began: Ins
 
 /// Waits until everything has come to rest.
 async fn await_rest(world: &World<'_>) -> Option<Violation> {
-    let deadline = Instant::now() + REST;
+    let since = Instant::now();
+    let mut notes = 0;
     loop {
-        let Err(moves) = block_in_place(|| rest::is_at_rest(&world.regions)) else { return None };
-        if Instant::now() > deadline {
-            world.history.note(&moves);
+        let Err(moves) = block_in_place(|| rest::is_at_rest(&world.regions)) else {
+            world.history.note("everything is at rest");
+            return None;
+        };
+        if since.elapsed() > NOTED * notes {
+            world.history.note(format!("not at rest: {moves}"));
+            notes += 1;
+        }
+        if since.elapsed() > REST {
             return Some(Violation { kind: Kind::Liveness, packet: None, what: moves });
         }
         sleep(LOOK).await;
