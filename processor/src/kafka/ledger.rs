@@ -42,6 +42,8 @@ impl KafkaLedger {
             .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
+            // The end is reached when a fetch has found nothing for so long; nothing is processed meanwhile.
+            .set("fetch.wait.max.ms", "20")
             .set("auto.offset.reset", "earliest")
             .set("statistics.interval.ms", "0");
         config.create_with_context(Quiet).map_err(|error| Fault::restart("creating the ledger's reader", error))
