@@ -1,6 +1,6 @@
 //! A member of the consumer group, on its worker's own thread.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::subscription::Subscription;
+use super::subscription::{Subscription, topics};
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::metrics::Metrics;
 use crate::ports::{Fault, Polled, Source};
@@ -142,9 +142,8 @@ impl KafkaSource {
         existing: &BTreeMap<String, usize>,
     ) -> Result<(), Fault> {
         let count = |topic: &str| existing.get(topic).copied().unwrap_or(0);
-        let topics: BTreeSet<&str> = assigned.iter().map(|assigned| &*assigned.topic).collect();
         let expected = count(&self.ledger);
-        for topic in topics {
+        for topic in topics(assigned) {
             let found = count(topic);
             if found != expected {
                 return Err(Fault::Restart(format!(
@@ -172,11 +171,10 @@ impl KafkaSource {
         }
         info!(topic, "it is nobody's yet: asking the group for a new assignment");
         (self.narrowed, self.asked) = (true, Some(Instant::now()));
-        let narrow: BTreeSet<&str> = assigned.iter().map(|assigned| &*assigned.topic).collect();
-        subscribe(&self.consumer, narrow)
+        subscribe(&self.consumer, topics(assigned))
     }
 
-    /// Pauses or resumes the whole assignment but for what is [withheld]. librdkafka remembers the flag of a partition that is revoked and
+    /// Pauses or resumes the whole assignment but for what is [withheld](Subscription::withheld). librdkafka remembers the flag of a partition that is revoked and
     /// assigned again later (librdkafka#1849), so it is set anew at each assignment.
     fn apply_pause(&self) -> Result<(), Fault> {
         let all = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
