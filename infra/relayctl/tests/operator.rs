@@ -48,13 +48,25 @@ async fn apply_mends_a_setting_and_keeps_those_of_others() {
     let deployment = Deployment::new("mend").await;
     let admin: AdminClient<_> = deployment.kafka().create().unwrap();
     let resource = || ResourceSpecifier::Topic(&deployment.topics.packets);
+    // The controller has answered before the broker knows.
+    let until_retention_is = async |expected: &str| {
+        for _ in 0..100 {
+            let described = admin.describe_configs([&resource()], &AdminOptions::new()).await.unwrap().remove(0);
+            let described = described.unwrap();
+            if described.get("retention.ms").unwrap().value.as_deref() == Some(expected) {
+                return described;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the retention did not become {expected} ms");
+    };
     let altered = AlterConfig::new(resource()).set("retention.ms", "1000").set("flush.messages", "77");
     admin.alter_configs([&altered], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    until_retention_is("1000").await;
 
     let (exit, _) = deployment.run(&["topics", "apply", "--partitions", "3"]).await;
     assert_eq!(exit, Exit::Success);
-    let described = admin.describe_configs([&resource()], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
-    assert_eq!(described.get("retention.ms").unwrap().value.as_deref(), Some("604800000"));
+    let described = until_retention_is("604800000").await;
     assert_eq!(described.get("flush.messages").unwrap().value.as_deref(), Some("77"));
 }
 
