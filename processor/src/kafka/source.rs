@@ -174,8 +174,8 @@ impl KafkaSource {
         subscribe(&self.consumer, topics(assigned))
     }
 
-    /// Pauses or resumes the whole assignment but for what is [withheld](Subscription::withheld). librdkafka remembers the flag of a partition that is revoked and
-    /// assigned again later (librdkafka#1849), so it is set anew at each assignment.
+    /// Pauses or resumes the whole assignment but for what is [withheld](Subscription::withheld). librdkafka remembers the flag of a
+    /// partition that is revoked and assigned again later (librdkafka#1849), so it is set anew at each assignment.
     fn apply_pause(&self) -> Result<(), Fault> {
         let all = self.consumer.assignment().map_err(|error| Fault::restart("reading the assignment", error))?;
         let (mut read, mut held) = (TopicPartitionList::new(), TopicPartitionList::new());

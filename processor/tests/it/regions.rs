@@ -242,7 +242,10 @@ async fn a_region_that_is_added_while_every_processor_is_away_is_picked_up_when_
     let world = World::new().await;
     let pattern = format!(r"^([^.]+\.)?{}$", world.topics.packets.replace('.', r"\."));
     let start = async || {
-        let [one, other] = ["a", "b"].map(|instance| world.processor(instance).set("source.topics", &pattern));
+        let [one, other] = ["a", "b"].map(|instance| {
+            // However long a start takes, they are not forgotten meanwhile.
+            world.processor(instance).set("source.topics", &pattern).set("group.session_timeout", "20s")
+        });
         [one.ready().await, other.ready().await]
     };
     let records: Vec<_> = (0..50).map(|n| by_ingest(&packet(n))).collect();
