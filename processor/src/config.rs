@@ -212,7 +212,8 @@ impl Default for DedupConfig {
     }
 }
 
-/// How fast to pull when the store slows down: additive increase, multiplicative decrease.
+/// How fast to pull when the store slows down: additive increase, multiplicative decrease. Only records that the store is asked to write
+/// count; duplicates and dead letters pass at any rate.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct PaceConfig {

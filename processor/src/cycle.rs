@@ -311,9 +311,12 @@ where
     /// content become rejections; the others are not held up by them. A copy that is refused was never there: its packet is in the store.
     fn write(&mut self, mut plan: Plan) -> Result<Plan, Unavailable> {
         let outcomes = self.store_rows(&plan.rows())?;
+        let mut asked = outcomes.len();
         plan.settle(outcomes);
         let outcomes = self.store_rows(&plan.copies())?;
+        asked += outcomes.len();
         plan.settle_copies(outcomes);
+        self.pace.refund(self.batch.len().saturating_sub(asked));
         failpoint::hit("after-store");
         Ok(plan)
     }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 /// Bounds and thresholds of a [`Pace`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PaceLimits {
-    /// Records per second below which the pace never falls.
+    /// Records for the store per second below which the pace never falls.
     pub floor: f64,
-    /// Records per second above which it never rises; `None` for no ceiling.
+    /// Records for the store per second above which it never rises; `None` for no ceiling.
     pub ceiling: Option<f64>,
     /// Store latency above which the store counts as congested.
     pub latency_target: Duration,
@@ -71,6 +71,14 @@ impl Pace {
     pub fn spend(&mut self, pulled: usize) {
         if self.rate.is_finite() {
             self.tokens -= pulled as f64;
+        }
+    }
+
+    /// Gives back `unasked` of the records pulled: those that the store was not asked to write, such as duplicates. They are no load to it,
+    /// and as they tell nothing of it either, a low rate would never rise again while nothing else comes.
+    pub fn refund(&mut self, unasked: usize) {
+        if self.rate.is_finite() {
+            self.tokens = (self.tokens + unasked as f64).min(self.rate.max(1.0));
         }
     }
 
@@ -261,6 +269,21 @@ mod tests {
         assert!((990..=1010).contains(&pulled), "10 s at 100/s: {pulled}");
         run(&mut pace, now, 500, healthy(10));
         assert!(pace.rate() <= 100.0);
+    }
+
+    #[test]
+    fn what_the_store_never_sees_is_free_and_buys_no_more_than_a_second() {
+        let start = Instant::now();
+        let mut pace = Pace::new(limits(Some(100.0)), start);
+        let now = start + Duration::from_secs(1);
+        for _ in 0..10 {
+            let pulled = pace.allowance(5000, now);
+            assert_eq!(pulled, 100);
+            pace.spend(pulled);
+            pace.refund(pulled);
+        }
+        pace.refund(5000);
+        assert_eq!(pace.allowance(5000, now), 100);
     }
 
     #[test]

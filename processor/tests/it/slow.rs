@@ -90,3 +90,19 @@ async fn a_slow_store_is_asked_for_less_and_nothing_is_lost_or_dead_lettered() {
     world.assert_exactly_once(&[ids, slow_ids, after_ids].concat()).await;
     assert_eq!(world.committed(&world.topics.dlq).len(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn duplicates_pass_at_any_rate_since_the_store_is_not_asked_for_them() {
+    let world = World::new().await;
+    let processor =
+        world.processor("a").set("group.workers", 1).set("pace.floor", 1).set("pace.ceiling", 10).ready().await;
+    let (records, ids) = batch(0..50);
+    world.produce(&records);
+    // At ten a second these would take more than three minutes.
+    for _ in 0..40 {
+        world.produce(&records);
+    }
+    world.settled().await;
+    processor.stop().await;
+    world.assert_exactly_once(&ids).await;
+}

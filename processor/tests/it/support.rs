@@ -396,7 +396,7 @@ pub struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- {}:\n{}", self.process.name(), self.process.log_tail(60));
+            eprintln!("---- {}:\n{}", self.process.name(), self.process.log_tail(25));
         }
     }
 }
