@@ -8,13 +8,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use coderelay_runtime::kafka;
 use coderelay_schemas::headers;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::audit::{Audit, Place};
@@ -124,8 +125,8 @@ impl<F: FnMut(u64, Instant)> Visitor<F> {
 }
 
 fn id_in_headers(message: &BorrowedMessage<'_>) -> Vec<u8> {
-    let headers = message.headers().into_iter().flat_map(Headers::iter);
-    let id = headers.filter(|header| header.key == headers::PACKET_ID).find_map(|header| header.value);
+    let headers = message.headers().into_iter().flat_map(kafka::headers);
+    let id = headers.flatten().filter(|header| header.key == headers::PACKET_ID).find_map(|header| header.value);
     id.and_then(|id| hex::decode(id).ok()).unwrap_or_default()
 }
 

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::folder::remove;
 use crate::jars;
-use crate::jit::Jit;
-use crate::launch::Launch;
+use crate::jvm::{self, Jit};
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
 use crate::readiness::Probe;
@@ -124,7 +123,7 @@ impl Node {
         let credentials = self.security.as_ref().map(|security| security.credentials.superuser());
         let probe = Probe::Cql { address: self.contact(), credentials };
         let args = self.java_args(&dir, &conf)?;
-        let launch = Launch::new(format!("{prefix}cassandra"), &self.java, &dir).args(self.jit.option()).args(args);
+        let launch = jvm::launch(format!("{prefix}cassandra"), &self.java, self.jit, &dir)?.args(args);
         Process::launch(launch.ready_when(probe).behind_the_topic())
     }
 
@@ -154,7 +153,6 @@ impl Node {
             "-Xms1g".into(),
             "-Xmx1g".into(),
             "-Xss512k".into(),
-            "-XX:-UsePerfData".into(),
             "-XX:MaxDirectMemorySize=512m".into(),
             "-XX:+HeapDumpOnOutOfMemoryError".into(),
             "-XX:+ExitOnOutOfMemoryError".into(),

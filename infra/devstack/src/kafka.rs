@@ -11,8 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::error::{Error, Result};
 use crate::folder::remove;
 use crate::jars;
-use crate::jit::Jit;
-use crate::launch::Launch;
+use crate::jvm::{self, Jit};
 use crate::link::{Link, Rules};
 use crate::ports::{free_port, preferred_port};
 use crate::process::Process;
@@ -116,7 +115,6 @@ impl Cluster {
             // By default a region is a megabyte here, and every larger request a humongous object.
             "-XX:+UseG1GC".to_owned(),
             "-XX:G1HeapRegionSize=8m".to_owned(),
-            "-XX:-UsePerfData".to_owned(),
             format!("-Dlog4j2.configurationFile={}", logging(dir).display()),
             "-cp".to_owned(),
             format!("{}/*", self.jars.display()),
@@ -126,7 +124,7 @@ impl Cluster {
         let credentials = self.security.as_ref().map(|security| security.credentials.clone());
         let probe = Probe::Kafka { address: address(listener.broker), id: listener.id, credentials };
         let name = format!("{prefix}{}", node_name(listener));
-        Process::launch(Launch::new(name, &self.java, dir).args(self.jit.option()).args(args).ready_when(probe))
+        Process::launch(jvm::launch(name, &self.java, self.jit, dir)?.args(args).ready_when(probe))
     }
 
     /// What `kafka-storage format` would write, without a JVM per node. A folder that has data keeps it.

@@ -19,7 +19,7 @@ mod error;
 mod progress;
 
 mod jars;
-mod jit;
+mod jvm;
 
 mod folder;
 mod ports;
@@ -39,6 +39,8 @@ mod stack;
 
 mod provision;
 
+mod raw;
+
 mod regions;
 
 mod direction;
@@ -50,7 +52,7 @@ pub use coderelay_mirrormaker::TaskState;
 pub use direction::{Cluster, Direction, Observation, Task};
 pub use error::{Error, Result};
 pub use jars::{CASSANDRA_VERSION, KAFKA_VERSION, cache_dir};
-pub use jit::Jit;
+pub use jvm::Jit;
 pub use kafka::MESSAGE_MAX_BYTES;
 pub use launch::Launch;
 pub use link::{Action, Api, Interception, Rule};
@@ -58,6 +60,7 @@ pub use mirrormaker::MirrorMaker;
 pub use ports::{free_port, preferred_port};
 pub use process::{Process, tail};
 pub use progress::{Event, Observer};
+pub use raw::RawRecord;
 pub use readiness::Probe;
 pub use regions::{REGIONS, Regions, of_region};
 pub use security::Credentials;

@@ -10,8 +10,7 @@ use coderelay_mirrormaker::restarts;
 use crate::direction::{Cluster, Direction};
 use crate::error::{Error, Result};
 use crate::jars;
-use crate::jit::Jit;
-use crate::launch::Launch;
+use crate::jvm::{self, Jit};
 use crate::process::Process;
 use crate::progress::{Event, Observer};
 use crate::readiness::Probe;
@@ -57,7 +56,6 @@ impl MirrorMaker {
         let args = [
             "-Xms256m".to_owned(),
             "-Xmx512m".to_owned(),
-            "-XX:-UsePerfData".to_owned(),
             "-XX:+ExitOnOutOfMemoryError".to_owned(),
             format!("-Dlog4j2.configurationFile={}", logging.display()),
             "-cp".to_owned(),
@@ -71,7 +69,7 @@ impl MirrorMaker {
         let envs = [bootstrap(&one), bootstrap(&other), replicas];
         let directions =
             vec![Direction { source: one.clone(), target: other.clone() }, Direction { source: other, target: one }];
-        let launch = Launch::new("mirrormaker", jars::java()?, &dir).args(jit.option()).args(args).envs(envs);
+        let launch = jvm::launch("mirrormaker", &jars::java()?, jit, &dir)?.args(args).envs(envs);
         let restarts = dir.join("restarts.json");
         restarts::write(&restarts, 0).map_err(Error::io(&restarts))?;
         let process = Process::launch(launch.ready_when(Probe::Mirror { directions: directions.clone() }))?;

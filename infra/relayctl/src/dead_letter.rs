@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use coderelay_runtime::kafka;
 use coderelay_schemas::dlq::{
     DLQ_ATTEMPTS, DLQ_DETAIL, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON, DLQ_TIMESTAMP, DLQ_TOPIC, DlqReason, HEADERS,
 };
@@ -10,7 +11,7 @@ use coderelay_schemas::headers::PACKET_ID;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
 use serde::Serialize;
 
 use crate::output::{Row, size};
@@ -49,7 +50,7 @@ pub(crate) struct DeadLetter {
     pub(crate) timestamp: Option<i64>,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,
-    /// All headers, in their order; a header may have no value.
+    /// All headers with a readable name, in their order; a header may have no value.
     pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
@@ -63,8 +64,8 @@ pub(crate) struct Origin {
 impl DeadLetter {
     pub(crate) fn read(message: &BorrowedMessage<'_>) -> Self {
         let headers = message.headers().map(|headers| {
-            let owned = headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)));
-            owned.collect()
+            let readable = kafka::headers(headers).flatten();
+            readable.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
         });
         Self {
             place: Place { partition: message.partition(), offset: message.offset() },
@@ -185,6 +186,7 @@ impl Row for Listed {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rdkafka::message::Headers as _;
 
     pub(crate) fn letter(headers: &[(&str, &str)]) -> DeadLetter {
         DeadLetter {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use coderelay_runtime::kafka;
 use coderelay_schemas::headers::PACKET_ID;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
@@ -11,7 +12,7 @@ use coderelay_schemas::validate::PacketLimits;
 use futures::TryStreamExt as _;
 use prost::Message as _;
 use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers as _};
+use rdkafka::message::BorrowedMessage;
 
 use crate::connect::{Connection, REQUEST_TIMEOUT, url};
 use crate::delivery::Manifest;
@@ -124,7 +125,8 @@ fn find(
 
 /// The record's packet id, from its header or else from its value.
 fn packet_id(message: &BorrowedMessage<'_>) -> Option<PacketId> {
-    let header = message.headers().and_then(|headers| headers.iter().find(|header| header.key == PACKET_ID));
+    let header =
+        message.headers().and_then(|headers| kafka::headers(headers).flatten().find(|header| header.key == PACKET_ID));
     let text = header.and_then(|header| std::str::from_utf8(header.value?).ok()).map(str::to_owned);
     text.and_then(|text| text.parse().ok()).or_else(|| {
         let packet = CodePacket::decode(message.payload()?).ok()?;

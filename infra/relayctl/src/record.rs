@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use coderelay_runtime::kafka;
 use coderelay_schemas::dlq::DLQ_REASON;
 use coderelay_schemas::pb::CodePacket;
 use coderelay_schemas::validate::PacketLimits;
 use coderelay_schemas::{headers, ledger};
 use prost::Message as _;
 use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers as _};
+use rdkafka::message::BorrowedMessage;
 use serde::Serialize;
 
 use crate::output::{Row, size};
@@ -186,9 +187,9 @@ impl From<ledger::Entry> for EntryView {
 
 fn headers_of(message: &BorrowedMessage<'_>) -> BTreeMap<String, String> {
     let Some(headers) = message.headers() else { return BTreeMap::new() };
-    headers
-        .iter()
+    kafka::headers(headers)
         .map(|header| {
+            let Some(header) = header else { return ("(a name that is not UTF-8)".to_owned(), String::new()) };
             let value = header.value.map(String::from_utf8_lossy).unwrap_or_default();
             (header.key.to_owned(), value.into_owned())
         })

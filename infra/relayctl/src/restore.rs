@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use coderelay_mirrormaker::topic;
+use coderelay_runtime::kafka;
 use coderelay_schemas::topics::TopicSpec;
 use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers as _};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::BaseRecord;
 use serde::Serialize;
 
@@ -263,9 +264,9 @@ impl Beginning {
         part(record.key());
         part(record.payload());
         part(Some(&record.timestamp().to_millis().unwrap_or(-1).to_le_bytes()));
-        for header in record.headers().into_iter().flat_map(|headers| headers.iter()) {
-            part(Some(header.key.as_bytes()));
-            part(header.value);
+        for header in record.headers().into_iter().flat_map(kafka::headers) {
+            part(header.as_ref().map(|header| header.key.as_bytes()));
+            part(header.and_then(|header| header.value));
         }
     }
 }

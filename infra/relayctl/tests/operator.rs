@@ -6,7 +6,9 @@ mod support;
 
 use std::time::{Duration, SystemTime};
 
+use coderelay_devstack::RawRecord;
 use coderelay_schemas::{cql, headers, ledger, packet_id::PacketId, pb::CodePacket};
+use prost::Message as _;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use relayctl::Exit;
@@ -92,6 +94,15 @@ async fn tail_decodes_filters_and_starts_where_told() {
     );
     assert_eq!(offsets(&deployment.json(&["tail", "--topic", "packets", "--from", "1h"]).await.1), [0, 1, 2, 3, 4]);
     assert_eq!(deployment.json(&["tail", "--topic", "packets", "--from", "latest"]).await.1, Vec::<Value>::new());
+
+    // Any client may write a header name that is not UTF-8.
+    let (key, value) = (b"odd", packet("odd", "foreign").encode_to_vec());
+    let headers = [(&b"caf\xe9"[..], &b"latin-1"[..]), (b"region", b"us-east")];
+    let topic = &deployment.topics.packets;
+    let record = RawRecord { topic, partition: 1, key, value: &value, headers: &headers, timestamp: now() };
+    record.write(&deployment.kafka).unwrap();
+    let shown = &deployment.json(&["tail", "--topic", "packets", "--from", "-1"]).await.1[0];
+    assert_eq!((&shown["offset"], &shown["headers"]["region"]), (&5.into(), &"us-east".into()));
 
     let (exit, text) = deployment.run(&["tail", "--topic", "packets", "--limit", "1"]).await;
     assert!(exit == Exit::Success && text.contains("1@0") && text.contains("src/lib.rs"), "{text}");

@@ -2,10 +2,12 @@
 
 pub mod config;
 pub mod context;
+pub mod headers;
 pub mod statistics;
 
 pub use config::{
     KafkaConfig, Protocol, SaslConfig, SaslMechanism, SecurityConfig, TlsConfig, client_config, reserved,
 };
 pub use context::{Context, log};
+pub use headers::headers;
 pub use statistics::Statistics;

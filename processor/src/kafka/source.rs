@@ -1,12 +1,11 @@
 //! A member of the consumer group, on its worker's own thread.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use coderelay_runtime::kafka::{Statistics, context};
+use coderelay_runtime::kafka::{self, Statistics, context};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
@@ -287,12 +286,10 @@ const HEADER_SIZE: usize = 48;
 /// Copies headers out of librdkafka's buffers.
 pub(super) fn headers(borrowed: &BorrowedHeaders) -> Headers {
     let mut headers = Headers::with_capacity(borrowed.count() * HEADER_SIZE);
-    for index in 0..borrowed.count() {
-        // rust-rdkafka panics at a name that is not UTF-8, which any client may write; such a header cannot be carried on.
-        match catch_unwind(AssertUnwindSafe(|| borrowed.try_get(index))) {
-            Ok(Some(header)) => headers.push(header.key, header.value),
-            Ok(None) => {}
-            Err(_) => headers.mark_unreadable(),
+    for header in kafka::headers(borrowed) {
+        match header {
+            Some(header) => headers.push(header.key, header.value),
+            None => headers.mark_unreadable(),
         }
     }
     headers

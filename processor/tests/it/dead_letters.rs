@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coderelay_devstack::RawRecord;
 use coderelay_schemas::{cql, dlq, headers, pb};
+
+use prost::Message as _;
 
 use crate::support::{Read, Source, World, batch, by_ingest, eventually, gzip, id_of, now_ms, packet};
 
@@ -170,6 +173,33 @@ async fn a_store_that_refuses_every_row_from_the_start_is_away_although_it_can_b
     processor.stop().await;
     world.assert_exactly_once(&ids).await;
     assert_eq!(world.committed(&world.topics.dlq).len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_whose_name_is_not_utf_8_hinders_nobody() {
+    let world = World::new().await;
+    let packets = [packet(1), packet(2), packet(3)];
+    world.produce(&[by_ingest(&packets[0])]);
+    let (key, value) = (packets[1].repo_id.as_bytes(), packets[1].encode_to_vec());
+    let headers = [(&b"caf\xe9"[..], &b"latin-1"[..])];
+    let record = RawRecord {
+        topic: &world.topics.packets,
+        partition: 0,
+        key,
+        value: &value,
+        headers: &headers,
+        timestamp: now_ms(),
+    };
+    record.write(&world.stack().bootstrap_servers()).unwrap();
+    world.produce(&[by_ingest(&packets[2])]);
+    let processor = world.processor("a").ready().await;
+    world.settled().await;
+    processor.stop().await;
+    world.assert_exactly_once(&[id_of(&packets[0]), id_of(&packets[2])]).await;
+    let dead = world.committed(&world.topics.dlq);
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].value.as_deref(), Some(&value[..]));
+    assert_eq!(dead[0].header(dlq::DLQ_REASON).as_deref(), Some("invalid_packet"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::jars;
-use crate::jit::Jit;
+use crate::jvm::Jit;
 use crate::link::Rules;
 use crate::progress::Observer;
 use crate::security::Security;
