@@ -88,13 +88,18 @@ impl<T> Confirmations<T> {
         self.len() == 0
     }
 
-    /// Lets a packet wait. Comes back at once if it is confirmed already: the mirror may be faster than the acknowledgement.
+    /// Whether a packet that does not wait yet is confirmed: the mirror may be faster than the acknowledgement.
+    pub fn confirms(&self, waiting: &Waiting<T>) -> bool {
+        let known = self.partitions.get(&waiting.partition).and_then(|partition| partition.mirrored);
+        known.is_some_and(|mirrored| mirrored.confirms(waiting))
+    }
+
+    /// Lets a packet wait. Comes back at once if it is confirmed already.
     pub fn wait(&mut self, waiting: Waiting<T>) -> Option<Waiting<T>> {
-        let partition = self.partitions.entry(waiting.partition).or_default();
-        if partition.mirrored.is_some_and(|mirrored| mirrored.confirms(&waiting)) {
+        if self.confirms(&waiting) {
             return Some(waiting);
         }
-        partition.waiting.push_back(waiting);
+        self.partitions.entry(waiting.partition).or_default().waiting.push_back(waiting);
         None
     }
 

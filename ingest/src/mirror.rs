@@ -143,12 +143,19 @@ impl Mirror {
         lock(&self.confirmations).forget(partition);
     }
 
-    /// Settles a packet that this region has when the other has it too, or when its time is over. Never waits itself.
+    /// Settles a packet that this region has when the other has it too, or when its time is over; at once if enough wait already, of those
+    /// that had been admitted before. Never waits itself.
     pub fn wait(&self, partition: i32, offset: i64, mut packet: Delivery) {
         // Kafka has the bytes; what waits is small. Its place it keeps, so that there is a bound to how many wait.
         packet.permit.release_bytes();
         let waiting = Waiting { partition, offset, sent: packet.sent, since: Instant::now(), packet };
-        let confirmed = lock(&self.confirmations).wait(waiting);
+        let mut confirmations = lock(&self.confirmations);
+        if confirmations.len() >= self.max_waiting && !confirmations.confirms(&waiting) {
+            drop(confirmations);
+            return self.settle_unconfirmed(waiting);
+        }
+        let confirmed = confirmations.wait(waiting);
+        drop(confirmations);
         confirmed.into_iter().for_each(settle_confirmed);
     }
 
@@ -157,11 +164,13 @@ impl Mirror {
         loop {
             tokio::time::sleep(EXPIRE_EVERY).await;
             let expired = lock(&self.confirmations).expire(Instant::now());
-            for waiting in expired {
-                METRICS.mirror_waited(waiting.since.elapsed(), false);
-                waiting.packet.settle(Outcome::Failed(unconfirmed(self.retry_after)));
-            }
+            expired.into_iter().for_each(|waiting| self.settle_unconfirmed(waiting));
         }
+    }
+
+    fn settle_unconfirmed(&self, waiting: Waiting<Delivery>) {
+        METRICS.mirror_waited(waiting.since.elapsed(), false);
+        waiting.packet.settle(Outcome::Failed(unconfirmed(self.retry_after)));
     }
 
     /// From now on no packet waits: the process is leaving.

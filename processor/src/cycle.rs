@@ -138,6 +138,8 @@ where
     /// A [`Fault`] after which this cycle is of no further use.
     pub fn turn(&mut self) -> Result<usize, Fault> {
         self.collect()?;
+        // Once: what the store had half written when it went away must not expire while it is waited for, since its rows stay.
+        let expired_before_ms = self.expired_before_ms();
         loop {
             self.replay_assigned()?;
             if self.batch.is_empty() {
@@ -152,7 +154,7 @@ where
                 self.batch = Batch::default();
                 return Ok(0);
             };
-            let plan = self.classify()?;
+            let plan = self.classify(expired_before_ms)?;
             if flaw::is(Flaw::OffsetsBeforeStore) {
                 let committed = self.commit(&plan, &membership)?;
                 return self.write(plan).map(|_| committed).map_err(|error| Fault::restart("writing rows", error));
@@ -297,12 +299,14 @@ where
 
     // ---- commit phase -----------------------------------------------------------------------------------------------------
 
-    fn classify(&self) -> Result<Plan, Fault> {
-        let expired_before_ms =
-            self.limits.expiry.filter(|expiry| self.source.backlog() > expiry.backlog).map(|expiry| {
-                let before = self.clock.wall().checked_sub(expiry.max_age).unwrap_or(UNIX_EPOCH);
-                before.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-            });
+    /// The timestamp before which records expire, if any do now.
+    fn expired_before_ms(&self) -> Option<i64> {
+        let expiry = self.limits.expiry.filter(|expiry| self.source.backlog() > expiry.backlog)?;
+        let before = self.clock.wall().checked_sub(expiry.max_age).unwrap_or(UNIX_EPOCH);
+        Some(before.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64))
+    }
+
+    fn classify(&self, expired_before_ms: Option<i64>) -> Result<Plan, Fault> {
         Plan::of(&self.batch, &self.memory, &self.limits.packet, expired_before_ms)
             .map_err(|error| Fault::Restart(error.to_string()))
     }

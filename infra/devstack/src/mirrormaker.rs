@@ -102,6 +102,15 @@ impl MirrorMaker {
         Sight { started, running, directions: futures::future::join_all(looks).await }
     }
 
+    /// Counts a restart. That it cannot be counted is no reason not to mirror.
+    fn count_restart(&self) {
+        let file = &self.restarts;
+        let counted = restarts::read(file).and_then(|before| restarts::write(file, before.unwrap_or_default() + 1));
+        if let Err(error) = counted {
+            tracing::warn!(file = %file.display(), %error, "a restart of MirrorMaker is not counted");
+        }
+    }
+
     /// Looks after it for as long as the future lives: starts it again when it has ended, a task has failed, or it stands still, and tells
     /// `observer`. See [`Supervisor`].
     ///
@@ -117,9 +126,7 @@ impl MirrorMaker {
                     observer.tell(&Event::Restarting { name: name.clone(), reason: cause.to_string() });
                     self.process.stop(GRACE).await?;
                     self.process.start()?;
-                    let file = &self.restarts;
-                    let before = restarts::read(file).map_err(Error::io(file))?.unwrap_or_default();
-                    restarts::write(file, before + 1).map_err(Error::io(file))?;
+                    self.count_restart();
                     self.process.tell_starting(observer);
                     restarted = Some(Instant::now());
                 }

@@ -165,7 +165,8 @@ async fn without_the_other_region_it_is_ready_and_says_so_and_its_default_can_be
 #[tokio::test(flavor = "multi_thread")]
 async fn packets_that_wait_leave_room_for_those_that_need_not() {
     let world = World::with(&[NOBODY, "mirror.max_wait=5s", "admission.packets=200"]).await;
-    let first = world.publish_ack("mirrored", packets("first", 100));
+    // Fifty more than may wait, which nobody knows when they are admitted.
+    let first = world.publish_ack("mirrored", packets("first", 150));
     let others = async {
         eventually("all wait", async || world.metric("coderelay_ingest_mirror_waiting").await >= 100.0).await;
         let refused = world.publish_ack("mirrored", packets("second", 1)).await.unwrap();

@@ -87,14 +87,14 @@ impl Campaigner<'_> {
             let folder = self.folder(seed)?;
             match game::play(servers, self.programs, &plan, &folder).await {
                 Ok(outcome) => {
-                    let violated = !outcome.violations.is_empty();
-                    if violated {
+                    let caught = outcome.violations.iter().any(Violation::is_breach);
+                    if !outcome.violations.is_empty() {
                         explain(seed, &outcome, &folder, servers)?;
                     } else {
                         std::fs::remove_dir_all(&folder)?;
                     }
                     campaign.add(seed, outcome);
-                    if violated && self.until_caught {
+                    if caught && self.until_caught {
                         break;
                     }
                 }

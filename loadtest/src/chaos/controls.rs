@@ -54,8 +54,8 @@ impl Controls {
             };
             let mut campaign = Campaign::default();
             Box::pin(campaigner.run(servers, &mut campaign)).await?;
-            let caught = campaign.violations.into_iter().next();
-            let caught = caught.and_then(|(seed, violations)| Some((seed, violations.into_iter().next()?)));
+            let breach = |(seed, found): (u64, Vec<_>)| Some((seed, found.into_iter().find(Violation::is_breach)?));
+            let caught = campaign.violations.into_iter().find_map(breach);
             controls.0.push(Control { flaw, seeds: campaign.seeds, caught });
             if stop.is_cancelled() {
                 break;

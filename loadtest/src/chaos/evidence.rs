@@ -14,6 +14,8 @@ use super::topic::{self, Record};
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
+    /// Its column: days since 1970, and 2³¹.
+    pub day: u32,
     /// Its column.
     pub content: Vec<u8>,
     /// Its column.
@@ -24,7 +26,7 @@ pub struct Row {
     pub written: i64,
 }
 
-/// What a row is found by: repository and packet id. Its day is left out: a packet with rows under two days is stored twice.
+/// What a packet has one row by: repository and packet id. Its day is left out: a packet with rows under two days is stored twice.
 pub type Key = (String, Vec<u8>);
 
 /// A topic that is processed.
@@ -116,7 +118,8 @@ async fn rows(region: &Region<'_>) -> Result<Vec<(Key, Row)>> {
         let (repo_id, day, packet_id, content, metadata, created_at) = row?;
         let key = (repo_id, day.0, packet_id);
         let written = written.get(&key).copied().context("a row came while the table was read")?;
-        let row = Row { content, metadata: metadata.unwrap_or_default(), created_at: created_at.0, written };
+        let row =
+            Row { day: key.1, content, metadata: metadata.unwrap_or_default(), created_at: created_at.0, written };
         Ok(((key.0, key.2), row))
     });
     rows.collect()

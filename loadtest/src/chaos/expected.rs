@@ -136,6 +136,7 @@ pub(super) fn key(packet: &CodePacket) -> Key {
 fn row(record: &Record, packet: &CodePacket) -> Row {
     let created_at = packet.created_at.unwrap_or_default();
     Row {
+        day: (created_at.seconds.div_euclid(86_400) + (1 << 31)) as u32,
         content: packet.content.to_vec(),
         metadata: packet.metadata.clone().into_iter().collect(),
         created_at: created_at.seconds * 1000 + i64::from(created_at.nanos) / 1_000_000,

@@ -184,7 +184,7 @@ fn producer(world: &World<'_>, packets: &Arc<Packets>, number: usize, began: Ins
         packets: packets.clone(),
         history: world.history.clone(),
         began,
-        deadline: Instant::now() + TRAFFIC + REST,
+        patience: TRAFFIC + REST,
     }
 }
 

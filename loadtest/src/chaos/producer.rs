@@ -35,21 +35,21 @@ pub struct Producer {
     pub history: Arc<History>,
     /// When the time of its requests began.
     pub began: Instant,
-    /// When it gives up.
-    pub deadline: Instant,
+    /// After how long without any acknowledgement it gives up. A machine that is merely slow goes on acknowledging.
+    pub patience: Duration,
 }
 
 impl Producer {
-    /// Sends `requests`, each until all of it is committed. The packets that were not when the deadline came.
+    /// Sends `requests`, each until all of it is committed. The packets that were not when it gave up.
     pub async fn run(self, requests: Vec<Request>) -> Vec<Version> {
         // A new connection after each failure, as a client that was restarted has.
         let mut region = self.number % self.endpoints.len();
         let mut client = self.connect(region);
-        let mut missing = Vec::new();
+        let (mut missing, mut acknowledged) = (Vec::new(), Instant::now());
         for Request { at, way, packets } in requests {
             sleep_until(self.began + at).await;
             let (mut open, mut way) = (packets, way);
-            while !open.is_empty() && Instant::now() < self.deadline {
+            while !open.is_empty() && acknowledged.elapsed() < self.patience {
                 for version in &open {
                     self.history.add(What::Sent { producer: self.number, version: *version });
                 }
@@ -61,6 +61,9 @@ impl Producer {
                     }
                     region = (region + 1) % self.endpoints.len();
                     client = self.connect(region);
+                }
+                if open.len() < before {
+                    acknowledged = Instant::now();
                 }
                 if way == Way::Deserted {
                     way = Way::Batch;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
+use coderelay_schemas::partition::partition_for;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 use serde::Serialize;
@@ -28,6 +29,13 @@ pub struct Violation {
     pub packet: Option<u32>,
     /// How.
     pub what: String,
+}
+
+impl Violation {
+    /// Whether something is lost, doubled or not as it should be. That the pipeline did not come to rest may be the machine's doing.
+    pub fn is_breach(&self) -> bool {
+        self.kind != Kind::Liveness
+    }
 }
 
 /// A promise.
@@ -101,6 +109,11 @@ impl Judge<'_> {
         let mut places: HashMap<(i32, i64), Option<Version>> = HashMap::new();
         for record in self.evidence.own().records.iter().flatten() {
             let Ok(packet) = decode(record) else { continue };
+            let partition = partition_for(packet.repo_id.as_bytes(), self.evidence.own().records.len() as i32);
+            if partition != record.partition {
+                let what = format!("{} belongs into partition {partition}: its copies would not meet", place(record));
+                self.add(Kind::Acknowledged, self.number(record), what);
+            }
             let version = self.packets.identify(&packet)?;
             if version.is_none() {
                 self.add(Kind::Acknowledged, self.number(record), format!("nobody sent what is at {}", place(record)));
@@ -219,6 +232,7 @@ impl Judge<'_> {
                     let same = letter.value == record.value
                         && letter.key == record.key
                         && letter.partition == record.partition
+                        && letter.timestamp == record.timestamp
                         && letter.headers.starts_with(&record.headers);
                     if !same || letter.header(dlq::DLQ_REASON) != Some(reason.as_str()) {
                         let what =

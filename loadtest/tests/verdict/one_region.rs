@@ -1,5 +1,6 @@
 //! One region: what becomes of its topic is a function of it.
 
+use coderelay_schemas::partition::partition_for;
 use loadtest::chaos::evidence::{Evidence, Source};
 use loadtest::chaos::history::Event;
 use loadtest::chaos::packets::Packets;
@@ -82,6 +83,16 @@ fn a_record_that_nobody_sent_is_found() {
 }
 
 #[test]
+fn a_record_in_another_partition_than_its_key_s_is_found() {
+    let case = Case::new();
+    let key = case.evidence.sources[0].records[0][0].key.clone().unwrap();
+    // As many partitions as it takes for the first not to be its own.
+    let partitions = (2..).find(|count| partition_for(&key, *count) != 0).unwrap();
+    let kinds = spoilt(|case| case.evidence.sources[0].records.resize(partitions as usize, Vec::new()));
+    assert_eq!(kinds, [Kind::Acknowledged]);
+}
+
+#[test]
 fn what_is_not_published_once_in_order_and_as_it_was_is_found() {
     // The witness read the same.
     let deduped = |spoil: fn(&mut Vec<Record>)| {
@@ -118,6 +129,7 @@ fn a_row_that_is_missing_wrong_or_too_many_is_found() {
     assert_eq!(spoilt(|case| case.evidence.rows.extend_from_within(..1)), [Kind::Stored]);
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.content.push(0)), [Kind::Stored]);
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.written += 1), [Kind::Stored]);
+    assert_eq!(spoilt(|case| case.evidence.rows[0].1.day += 1), [Kind::Stored]);
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.metadata.clear()), [Kind::Stored]);
 }
 
@@ -130,6 +142,7 @@ fn a_dead_letter_that_is_missing_wrong_or_too_many_is_found() {
     };
     assert_eq!(spoilt(twice), [Kind::DeadLettered]);
     assert_eq!(spoilt(|case| case.evidence.letters[0][0].value = None), [Kind::DeadLettered]);
+    assert_eq!(spoilt(|case| case.evidence.letters[0][0].timestamp = None), [Kind::DeadLettered]);
     assert_eq!(spoilt(|case| drop(case.evidence.letters[0][0].headers.remove(0))), [Kind::DeadLettered]);
     let other =
         |case: &mut Case| case.evidence.letters[0].push(letter(&case.evidence.sources[0].records[0][0], "id_conflict"));

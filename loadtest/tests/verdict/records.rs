@@ -70,6 +70,7 @@ pub(crate) fn entry(packets: &Packets, topic: &str, version: Version) -> (Option
 pub(crate) fn row(packets: &Packets, record: &Record, version: Version) -> (Key, Row) {
     let packet = packets.packet(version).unwrap();
     let row = Row {
+        day: (NOW / 86_400_000 + (1 << 31)) as u32,
         content: packet.content.to_vec(),
         metadata: packet.metadata.clone().into_iter().collect(),
         created_at: NOW as i64,

@@ -107,6 +107,7 @@ mod tests {
             "Disconnected (after 12ms in state UP, 1 identical error(s) suppressed)",
             "3 request(s) timed out: disconnect (average rtt 1.2ms) (after 60001ms in state UP)",
             "Disconnected (after 3ms in state REAUTH)",
+            "Disconnected (after 12ms in state UP) (_TRANSPORT): identical to last error: error log suppressed",
             "an address so long that nothing is said of the state",
         ] {
             assert!(carried_requests(&said(end)), "{end}");
@@ -116,6 +117,7 @@ mod tests {
             "Failed to resolve 'kafka-1:9092': Name or service not known (after 2ms in state TRY_CONNECT)",
             "SSL handshake failed: Disconnected (after 4ms in state SSL_HANDSHAKE, 2 identical error(s) suppressed)",
             "ApiVersionRequest failed: Local: Timed out (after 10002ms in state APIVERSION_QUERY)",
+            "Disconnected (after 1ms in state APIVERSION_QUERY) (_TRANSPORT): identical to last error",
         ] {
             assert!(!carried_requests(&said(end)), "{end}");
         }

@@ -61,8 +61,10 @@ impl KafkaTransaction {
             .set("message.max.bytes", topics::max_message_bytes().to_string())
             .set("partitioner", "murmur2_random");
         config.set("allow.auto.create.topics", "false");
-        // Only its log tells that a connection broke.
-        config.set_log_level(RDKafkaLogLevel::Info).set("log_level", "6").set("log.connection.close", "true");
+        // Only its log tells that a connection broke, and without `debug` it keeps back what it has said within the last 30 s.
+        let debug = config.get("debug").map_or("broker".to_owned(), |more| format!("{more},broker"));
+        config.set_log_level(RDKafkaLogLevel::Debug).set("log_level", "7").set("debug", debug);
+        config.set("log.connection.close", "true");
         // One event for each record that was delivered would cost more than all the waiting for them.
         config.set("delivery.report.only.error", "true");
         // Larger requests cost the broker less.

@@ -37,6 +37,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import coderelay
 import grpc
 
+# A host that is gone without a word answers no pings: its stream ends with UNAVAILABLE after 15 seconds at most.
+KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 LATER = {
     grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
@@ -192,7 +198,9 @@ def main() -> int:
     packets = [packet(arguments.repo, str(source), source.read_bytes()) for source in sources]
     with contextlib.ExitStack() as open_channels:
         channels = {
-            endpoint: open_channels.enter_context(grpc.insecure_channel(endpoint.strip().removeprefix("http://")))
+            endpoint: open_channels.enter_context(
+                grpc.insecure_channel(endpoint.strip().removeprefix("http://"), KEEPALIVE)
+            )
             for endpoint in endpoints
         }
         outcomes = publish(channels, packets, ack=arguments.ack)
