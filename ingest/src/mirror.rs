@@ -164,7 +164,9 @@ impl Mirror {
         loop {
             tokio::time::sleep(EXPIRE_EVERY).await;
             let expired = lock(&self.confirmations).expire(Instant::now());
-            expired.into_iter().for_each(|waiting| self.settle_unconfirmed(waiting));
+            for waiting in expired {
+                self.settle_unconfirmed(waiting);
+            }
         }
     }
 

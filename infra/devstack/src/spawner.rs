@@ -33,6 +33,8 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
         let (requests, inbox) = channel::<Request>();
         thread::spawn(move || {
             for mut request in inbox {
+                // The sockets of librdkafka are inherited otherwise: a child would hold connections open that were closed here.
+                close_fds::set_fds_cloexec_threadsafe(3, &[]);
                 // Whoever asked waits for the answer; were they gone, the child's handle goes with the answer.
                 let _ = request.reply.send(request.command.spawn());
             }

@@ -88,10 +88,10 @@ impl Campaigner<'_> {
             match game::play(servers, self.programs, &plan, &folder).await {
                 Ok(outcome) => {
                     let caught = outcome.violations.iter().any(Violation::is_breach);
-                    if !outcome.violations.is_empty() {
-                        explain(seed, &outcome, &folder, servers)?;
-                    } else {
+                    if outcome.violations.is_empty() {
                         std::fs::remove_dir_all(&folder)?;
+                    } else {
+                        explain(seed, &outcome, &folder, servers)?;
                     }
                     campaign.add(seed, outcome);
                     if caught && self.until_caught {

@@ -87,7 +87,7 @@ fn a_record_in_another_partition_than_its_key_s_is_found() {
     let case = Case::new();
     let key = case.evidence.sources[0].records[0][0].key.clone().unwrap();
     // As many partitions as it takes for the first not to be its own.
-    let partitions = (2..).find(|count| partition_for(&key, *count) != 0).unwrap();
+    let partitions = (2..100).find(|count| partition_for(&key, *count) != 0).unwrap();
     let kinds = spoilt(|case| case.evidence.sources[0].records.resize(partitions as usize, Vec::new()));
     assert_eq!(kinds, [Kind::Acknowledged]);
 }
