@@ -13,6 +13,9 @@ const FAILURE: &str = "FAIL";
 /// States of a connection that has carried no request of the producer yet, as librdkafka's log names them.
 const UNUSED: [&str; 6] = ["INIT", "DOWN", "CONNECT", "SSL_HANDSHAKE", "AUTH_LEGACY", "APIVERSION_QUERY"];
 
+/// How the client leaves the connection over which it has learned of the brokers; it carried nothing of a transaction.
+const LEARNED: &str = "/bootstrap: Decommissioning this broker";
+
 /// The events of one producer.
 pub(super) struct Deliveries {
     events: Mutex<Events>,
@@ -58,7 +61,8 @@ impl Deliveries {
 /// Whether this is said of a connection that may have carried requests: any but those whose state says otherwise.
 fn carried_requests(message: &str) -> bool {
     let state = message.rsplit_once(" in state ").map(|(_, state)| state);
-    !state.is_some_and(|state| UNUSED.iter().any(|unused| state.trim_start_matches("TRY_").starts_with(unused)))
+    !message.contains(LEARNED)
+        && !state.is_some_and(|state| UNUSED.iter().any(|unused| state.trim_start_matches("TRY_").starts_with(unused)))
 }
 
 impl ClientContext for Deliveries {
@@ -102,6 +106,8 @@ mod tests {
     #[test]
     fn a_connection_breaks_only_once_it_was_made() {
         let said = |end: &str| format!("[thrd:a]: 127.0.0.1:9092/1: {end}");
+        let learned = "127.0.0.1:9092/bootstrap: Decommissioning this broker (after 1ms in state UP) (_DESTROY_BROKER)";
+        assert!(!carried_requests(learned));
         for end in [
             "Disconnected: connection closed by peer: receive 0 after POLLIN (after 1191ms in state UP)",
             "Disconnected (after 12ms in state UP, 1 identical error(s) suppressed)",
