@@ -31,10 +31,22 @@ pub struct Waiting<T> {
     pub packet: T,
 }
 
+/// What becomes of a packet that is to wait.
+#[derive(Debug)]
+pub enum Wait<T> {
+    /// It waits.
+    Waits,
+    /// It need not.
+    Confirmed(Waiting<T>),
+    /// So many wait that it cannot.
+    Full(Waiting<T>),
+}
+
 /// Everything that waits, and what is known of the other region.
 #[derive(Debug)]
 pub struct Confirmations<T> {
     max_wait: Duration,
+    max_waiting: usize,
     partitions: HashMap<i32, Partition<T>>,
 }
 
@@ -73,9 +85,9 @@ impl<T> Partition<T> {
 }
 
 impl<T> Confirmations<T> {
-    /// Nothing waits, nothing is known. No packet waits for longer than `max_wait`.
-    pub fn new(max_wait: Duration) -> Self {
-        Self { max_wait, partitions: HashMap::new() }
+    /// Nothing waits, nothing is known. No packet waits for longer than `max_wait`, and never more than `max_waiting` do.
+    pub fn new(max_wait: Duration, max_waiting: usize) -> Self {
+        Self { max_wait, max_waiting, partitions: HashMap::new() }
     }
 
     /// How many wait.
@@ -88,19 +100,24 @@ impl<T> Confirmations<T> {
         self.len() == 0
     }
 
-    /// Whether a packet that does not wait yet is confirmed: the mirror may be faster than the acknowledgement.
-    pub fn confirms(&self, waiting: &Waiting<T>) -> bool {
-        let known = self.partitions.get(&waiting.partition).and_then(|partition| partition.mirrored);
-        known.is_some_and(|mirrored| mirrored.confirms(waiting))
+    /// Whether as many wait as may.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.max_waiting
     }
 
-    /// Lets a packet wait. Comes back at once if it is confirmed already.
-    pub fn wait(&mut self, waiting: Waiting<T>) -> Option<Waiting<T>> {
-        if self.confirms(&waiting) {
-            return Some(waiting);
+    /// Lets a packet wait. Comes back at once if it is confirmed already, since the mirror may be faster than the acknowledgement, or if
+    /// there is no room.
+    pub fn wait(&mut self, waiting: Waiting<T>) -> Wait<T> {
+        let full = self.is_full();
+        let partition = self.partitions.entry(waiting.partition).or_default();
+        if partition.mirrored.is_some_and(|mirrored| mirrored.confirms(&waiting)) {
+            return Wait::Confirmed(waiting);
         }
-        self.partitions.entry(waiting.partition).or_default().waiting.push_back(waiting);
-        None
+        if full {
+            return Wait::Full(waiting);
+        }
+        partition.waiting.push_back(waiting);
+        Wait::Waits
     }
 
     /// Whether this number may be about a topic that is no more.
@@ -144,6 +161,7 @@ mod tests {
     use std::sync::LazyLock;
 
     const MAX_WAIT: Duration = Duration::from_secs(5);
+    const MAX_WAITING: usize = 1000;
     const NONE: [i64; 0] = [];
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -160,10 +178,17 @@ mod tests {
         waiting.into_iter().map(|waiting| waiting.packet).collect()
     }
 
+    fn confirmed(wait: Wait<i64>) -> Option<Waiting<i64>> {
+        match wait {
+            Wait::Confirmed(waiting) => Some(waiting),
+            Wait::Waits | Wait::Full(_) => None,
+        }
+    }
+
     fn waiting(offsets: std::ops::Range<i64>) -> Confirmations<i64> {
-        let mut confirmations = Confirmations::new(MAX_WAIT);
+        let mut confirmations = Confirmations::new(MAX_WAIT, MAX_WAITING);
         for offset in offsets {
-            assert!(confirmations.wait(packet(offset, 0, offset.unsigned_abs())).is_none());
+            assert!(matches!(confirmations.wait(packet(offset, 0, offset.unsigned_abs())), Wait::Waits));
         }
         confirmations
     }
@@ -181,15 +206,27 @@ mod tests {
     fn the_mirror_may_be_faster_than_the_acknowledgement() {
         let mut confirmations = waiting(0..0);
         confirmations.hear(0, 10, at(20));
-        assert_eq!(ids(confirmations.wait(packet(10, 15, 21))), [10]);
-        assert_eq!(ids(confirmations.wait(packet(11, 15, 21))), NONE);
+        assert_eq!(ids(confirmed(confirmations.wait(packet(10, 15, 21)))), [10]);
+        assert_eq!(ids(confirmed(confirmations.wait(packet(11, 15, 21)))), NONE);
+    }
+
+    #[test]
+    fn no_more_wait_than_may_and_what_is_confirmed_need_not() {
+        let mut confirmations = waiting(0..1000);
+        confirmations.hear(1, 10, at(200));
+        let elsewhere = Waiting { partition: 1, ..packet(10, 150, 1201) };
+        assert_eq!(ids(confirmed(confirmations.wait(elsewhere))), [10]);
+        assert!(matches!(confirmations.wait(packet(1000, 0, 1000)), Wait::Full(waiting) if waiting.packet == 1000));
+        assert_eq!((confirmations.len(), confirmations.is_full()), (MAX_WAITING, true));
+        assert_eq!(confirmations.hear(0, 49, at(2000)).len(), 50);
+        assert!(matches!(confirmations.wait(packet(1001, 0, 2001)), Wait::Waits));
     }
 
     #[test]
     fn what_was_heard_before_a_packet_was_sent_does_not_confirm_it() {
         let mut confirmations = waiting(0..0);
         confirmations.hear(0, 1_000_000, at(20));
-        assert_eq!(ids(confirmations.wait(packet(5, 30, 31))), NONE, "the topic was made anew in between");
+        assert_eq!(ids(confirmed(confirmations.wait(packet(5, 30, 31)))), NONE, "the topic was made anew in between");
         assert_eq!(ids(confirmations.hear(0, 4, at(40))), NONE);
         assert_eq!(ids(confirmations.hear(0, 5, at(50))), [5]);
     }
@@ -218,7 +255,7 @@ mod tests {
     fn what_is_given_up_expires_at_once() {
         let mut confirmations = waiting(10..12);
         confirmations.give_up();
-        assert!(confirmations.wait(packet(12, 13, 14)).is_none());
+        assert!(matches!(confirmations.wait(packet(12, 13, 14)), Wait::Waits));
         assert_eq!(ids(confirmations.expire(at(14))), [10, 11, 12]);
     }
 
@@ -249,7 +286,7 @@ mod tests {
                 let confirmed = match step {
                     Step::Write => {
                         written += 1;
-                        ids(confirmations.wait(packet(written - 1, now, now)))
+                        ids(confirmed(confirmations.wait(packet(written - 1, now, now))))
                     }
                     Step::Mirror(count, tells) => {
                         mirrored = (mirrored + count).min(written - 1);

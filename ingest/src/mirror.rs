@@ -22,7 +22,7 @@ use serde::Deserialize;
 use tonic::Code;
 
 use crate::config::{IngestConfig, MirrorConfig};
-use crate::confirmations::{Confirmations, Waiting};
+use crate::confirmations::{Confirmations, Wait, Waiting};
 use crate::metrics::METRICS;
 use crate::outcome::{Failure, Outcome};
 use crate::producer::Delivery;
@@ -44,7 +44,6 @@ pub struct Mirror {
     /// Why the last look at it failed.
     trouble: Mutex<Option<String>>,
     confirmations: Mutex<Confirmations<Delivery>>,
-    max_waiting: usize,
     retry_after: Duration,
 }
 
@@ -74,8 +73,7 @@ impl Mirror {
             source: (source.clone(), config.topics.packets.clone()),
             followed: Mutex::default(),
             trouble: Mutex::default(),
-            confirmations: Mutex::new(Confirmations::new(mirror.max_wait.get())),
-            max_waiting: config.admission.packets as usize / 2,
+            confirmations: Mutex::new(Confirmations::new(mirror.max_wait.get(), config.admission.packets as usize / 2)),
             retry_after: config.admission.retry_after.get(),
         })
     }
@@ -149,14 +147,12 @@ impl Mirror {
         // Kafka has the bytes; what waits is small. Its place it keeps, so that there is a bound to how many wait.
         packet.permit.release_bytes();
         let waiting = Waiting { partition, offset, sent: packet.sent, since: Instant::now(), packet };
-        let mut confirmations = lock(&self.confirmations);
-        if confirmations.len() >= self.max_waiting && !confirmations.confirms(&waiting) {
-            drop(confirmations);
-            return self.settle_unconfirmed(waiting);
+        let wait = lock(&self.confirmations).wait(waiting);
+        match wait {
+            Wait::Waits => {}
+            Wait::Confirmed(waiting) => settle_confirmed(waiting),
+            Wait::Full(waiting) => self.settle_unconfirmed(waiting),
         }
-        let confirmed = confirmations.wait(waiting);
-        drop(confirmations);
-        confirmed.into_iter().for_each(settle_confirmed);
     }
 
     /// Answers the packets that have waited too long, for ever.
@@ -190,7 +186,7 @@ impl Mirror {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` with `MIRROR_BEHIND` when half of the budget's packets wait.
     pub fn admit(&self) -> Result<(), Failure> {
-        if self.waiting() < self.max_waiting {
+        if !lock(&self.confirmations).is_full() {
             return Ok(());
         }
         let message = "too many packets wait for the other region: slow down, then send the packet again";

@@ -100,3 +100,27 @@ async fn a_commit_that_is_answered_late_is_not_made_twice() {
     world.assert_exactly_once(&ids).await;
     processor.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_being_written_when_the_store_went_away_does_not_expire_meanwhile() {
+    let stack = own_stack().await;
+    let world = World::on(stack).await;
+    let (records, _) = batch(0..200);
+    let settings = [("expiry.enabled", "true"), ("expiry.backlog", "0"), ("expiry.max_age", "15s")];
+    let builder =
+        world.processor("a").set("group.workers", 1).set("batch.max_records", 50).set("cql.request_timeout", "2s");
+    let builder = builder.set("kafka.statistics_interval", "100ms");
+    let processor = settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value)).ready().await;
+    stack.cql().kill().await.unwrap();
+    world.produce(&records);
+    eventually("the processor notices that the store is away", async || processor.process.is_ready().await.is_err())
+        .await;
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    stack.cql().restart().await.unwrap();
+    world.settled().await;
+    processor.stop().await;
+    // The batch in hand is stored, as was decided when it was young. What came behind it is too old by then.
+    let (stored, published) = (world.rows().await.len(), world.committed(&world.topics.deduped).len());
+    assert!(stored > 0);
+    assert_eq!((published, world.committed(&world.topics.dlq).len()), (stored, 200 - stored));
+}

@@ -50,7 +50,7 @@ pub(crate) struct MirrorStatus {
     pub(crate) heartbeat: Option<i64>,
     /// Its age; none has arrived where absent.
     pub(crate) heartbeat_ms: Option<i64>,
-    /// Packets in the source that were not mirrored when `MirrorMaker` noted its offsets, which by the configuration here it does every 20 ms.
+    /// Packets in the source that were not mirrored when `MirrorMaker` noted its offsets: every 20 ms, as it is configured here.
     pub(crate) behind: i64,
     /// Age of the oldest of them; 0 where there is none.
     pub(crate) behind_ms: i64,

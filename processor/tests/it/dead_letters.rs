@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use coderelay_devstack::RawRecord;
 use coderelay_schemas::{cql, dlq, headers, pb};
-
 use prost::Message as _;
 
 use crate::support::{Read, Source, World, batch, by_ingest, eventually, gzip, id_of, now_ms, packet};

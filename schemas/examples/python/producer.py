@@ -40,7 +40,7 @@ import grpc
 # A host that is gone without a word answers no pings: its stream ends with UNAVAILABLE after 15 seconds at most.
 KEEPALIVE = [
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
