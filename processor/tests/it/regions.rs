@@ -101,13 +101,14 @@ async fn outcome(
     Outcome { rows: rows(&world).await, conflicts: letters.iter().map(conflict).collect() }
 }
 
-fn noon() -> i64 {
-    now_ms() / 86_400_000 * 86_400_000 + 43_200_000
+/// The beginning of this minute: what is timed within a minute of it is of one day, and at most that far ahead of the broker's clock.
+fn this_minute() -> i64 {
+    now_ms() / 60_000 * 60_000
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_regions_end_with_the_same_rows_whichever_copy_each_saw_first() {
-    let now = noon();
+    let now = this_minute();
     // Sent to both regions; sent to both at the same millisecond; the same id for different content; that at the same millisecond.
     let of = |region: &str, lead: i64, content: Option<&str>| {
         let copies = [
@@ -135,7 +136,7 @@ async fn two_regions_end_with_the_same_rows_whichever_copy_each_saw_first() {
 /// Ids that are used again within one region: for other content, in the other region too, in both; and for the same content, as by a retry.
 /// Each topic is in two halves, and the second uses the ids again.
 async fn ids_are_used_again(pieces: usize) {
-    let now = noon();
+    let now = this_minute();
     let (east, west) = ("us-east", "eu-west");
     let topics = Topics {
         east: vec![
@@ -193,7 +194,7 @@ async fn an_id_reused_within_a_region_changes_no_row_in_either_after_restarts() 
 async fn ledger_entries_of_earlier_releases_were_seen_in_the_regions_own_topic() {
     let world = World::new().await;
     let mirror = world.mirror_of("eu-west", PARTITIONS).await;
-    let (now, known) = (noon(), packet(1));
+    let (now, known) = (this_minute(), packet(1));
     let value = ledger::encode([Entry::new(&known.repo_id, &id_of(&known), &known.content)]);
     let key = Some(known.repo_id.clone().into_bytes());
     world.produce_to(&world.topics.ledger, &[Source { key, value: Some(value), ..Source::default() }]);
