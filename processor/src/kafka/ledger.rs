@@ -1,6 +1,6 @@
 //! Reading the ledger topic back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coderelay_runtime::flaw::{self, Flaw};
@@ -21,7 +21,7 @@ use crate::ports::{Fault, Ledger};
 /// A reader that stops making progress is replaced after this long.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// A [`Ledger`] over two short-lived consumers: one that sees committed records only, and one that sees how far the log goes.
+/// A [`Ledger`] over short-lived consumers: some that see committed records only, and one that sees how far the log goes.
 pub struct KafkaLedger {
     identity: Identity,
 }
@@ -49,7 +49,7 @@ impl KafkaLedger {
         config.create_with_context(Quiet).map_err(|error| Fault::restart("creating the ledger's reader", error))
     }
 
-    /// The last stable offset of `partition`, once it has reached the end that the log has now.
+    /// Where the log of `partition` begins and where it ends now, once all that is before its end is committed or aborted.
     ///
     /// A former owner's transaction that is committed but whose marker has not reached this partition yet is thereby waited for, and so is
     /// one that was left open: the broker ends it within the transaction time-out.
@@ -60,15 +60,15 @@ impl KafkaLedger {
                 .fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
                 .map_err(|error| Fault::restart("reading the ledger's watermarks", error))
         };
-        let (_, high) = watermarks(uncommitted)?;
+        let (_, end) = watermarks(uncommitted)?;
         let deadline = Instant::now() + self.identity.transaction_timeout + STALLED_AFTER;
         loop {
             let (low, stable) = watermarks(committed)?;
-            if stable >= high || flaw::is(Flaw::ReplayBeforeOffsets) {
-                return Ok((low, stable));
+            if stable >= end || flaw::is(Flaw::ReplayBeforeOffsets) {
+                return Ok((low, end.min(stable)));
             }
             if Instant::now() >= deadline || self.identity.stop.is_cancelled() {
-                let stuck = format!("{topic}-{partition}: last stable offset {stable} stays below {high}");
+                let stuck = format!("{topic}-{partition}: last stable offset {stable} stays below {end}");
                 return Err(Fault::restart("waiting for the ledger's open transactions", stuck));
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -99,24 +99,32 @@ impl KafkaLedger {
         Ok(found.elements().iter().filter_map(|e| Some((e.partition(), offset(e.offset())?))).collect())
     }
 
-    /// Reads from the given offsets to the end of every partition.
-    fn read(
+    /// Reads what is committed in every partition from the first to the second of its offsets, whatever of it the brokers have yet.
+    ///
+    /// A leader that has just been elected may not know yet how far the log goes, and lets a fetch end before (KIP-207 has it tell no end
+    /// meanwhile, but fetches it answers): to have met an end is not to have reached the one that was told.
+    ///
+    /// # Errors
+    /// When nothing comes for half a minute, an entry is of a later release, or the process is to stop.
+    pub fn read(
         &self,
-        reader: &Reader,
-        starts: &BTreeMap<i32, i64>,
+        ranges: &BTreeMap<i32, (i64, i64)>,
         visit: &mut dyn FnMut(i32, &str, &[Entry]),
     ) -> Result<(), Fault> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let reader = self.reader("read_committed")?;
         let mut entries = Vec::new();
-        let mut assignment = TopicPartitionList::with_capacity(starts.len());
-        for (partition, start) in starts {
+        let mut assignment = TopicPartitionList::with_capacity(ranges.len());
+        for (partition, (start, _)) in ranges {
             assignment
                 .add_partition_offset(&self.identity.topics.ledger, *partition, Offset::Offset(*start))
                 .map_err(|error| Fault::restart("listing the ledger's partitions", error))?;
         }
         reader.assign(&assignment).map_err(|error| Fault::restart("assigning the ledger", error))?;
-        let mut unfinished: BTreeSet<i32> = starts.keys().copied().collect();
         let mut progress = Instant::now();
-        while !unfinished.is_empty() {
+        loop {
             match reader.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     progress = Instant::now();
@@ -139,17 +147,14 @@ impl KafkaLedger {
                         Err(error) => error!(at = place(&message), %error, "a foreign record in the ledger is ignored"),
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    progress = Instant::now();
-                    unfinished.remove(&partition);
-                }
+                Some(Err(KafkaError::PartitionEOF(_))) | None if has_reached(&reader, ranges)? => break,
                 _ if self.identity.stop.is_cancelled() => return Err(Fault::Restart("stopping".into())),
-                Some(Err(_)) | None if progress.elapsed() < STALLED_AFTER => {}
+                _ if progress.elapsed() < STALLED_AFTER => {}
                 Some(Err(error)) => return Err(Fault::restart("replaying the ledger", error)),
                 None => return Err(Fault::Restart("replaying the ledger: no progress".into())),
             }
         }
-        reader.unassign().map_err(|error| Fault::restart("releasing the ledger", error))
+        Ok(())
     }
 }
 
@@ -172,6 +177,13 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
+/// Whether every partition was read as far as it is to be. Markers of transactions count as read.
+fn has_reached(reader: &Reader, ranges: &BTreeMap<i32, (i64, i64)>) -> Result<bool, Fault> {
+    let positions = reader.position().map_err(|error| Fault::restart("asking how far the ledger was read", error))?;
+    let reached = |partition, offset| matches!(offset, Offset::Offset(offset) if offset >= ranges[&partition].1);
+    Ok(positions.elements().iter().all(|element| reached(element.partition(), element.offset())))
+}
+
 fn place(message: &BorrowedMessage<'_>) -> String {
     format!("{}-{}@{}", message.topic(), message.partition(), message.offset())
 }
@@ -193,17 +205,17 @@ impl Ledger for KafkaLedger {
             lows.insert(partition, low);
         }
         let in_window = self.offsets_since(&committed, from.keys().copied(), since)?;
-        let starts = ends
+        let ranges: BTreeMap<_, _> = ends
             .iter()
             .filter_map(|(partition, end)| {
                 // Nothing within the window: nothing to replay.
                 let window = *in_window.get(partition)?;
                 let known = from.get(partition).copied().flatten().unwrap_or(0);
                 let start = window.max(known).max(lows[partition]);
-                (start < *end).then_some((*partition, start))
+                (start < *end).then_some((*partition, (start, *end)))
             })
             .collect();
-        self.read(&committed, &starts, visit)?;
+        self.read(&ranges, visit)?;
         Ok(ends)
     }
 }

@@ -4,6 +4,7 @@ mod crash;
 mod dead_letters;
 mod doubt;
 mod fencing;
+mod ledger;
 mod mutated;
 #[path = "../../../schemas/tests/support/mutation.rs"]
 mod mutation;
