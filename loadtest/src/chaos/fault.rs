@@ -44,6 +44,10 @@ pub enum Fault {
     KillStore(usize, Duration),
     /// A region's store stands still for so long: requests time out that may have been written.
     FreezeStore(usize, Duration),
+    /// A region's store stands still four fifths of the time for so long.
+    SlowStore(usize, Duration),
+    /// A region's store answers every read and write, for so long, that it may not.
+    RefuseStore(usize, Duration),
     /// A region's store has its disk full; after so long it is started again, with room.
     FillStoreDisk(usize, Duration),
     /// A request to Kafka or its response is mistreated, so often after so many that were not.
@@ -52,6 +56,8 @@ pub enum Fault {
     KillMirror,
     /// `MirrorMaker` stands still for so long.
     FreezeMirror(Duration),
+    /// A region's brokers refuse for so long what the mirror writes: its task fails, and its supervisor starts it again.
+    FailMirrorTask(usize, Duration),
     /// Nothing comes through between the regions for so long.
     CutLink(Duration),
     /// `kill -9` of all that a region consists of, back with its disks after so long.
@@ -137,20 +143,24 @@ impl Fault {
             44..48 => Self::FreezeBroker(broker, ms(random, 200, 8_000)),
             48..52 => Self::RollBroker(broker),
             52..54 => Self::KillStore(region, ms(random, 0, 2_000)),
-            54..60 => Self::FreezeStore(region, ms(random, 200, 6_000)),
-            60..63 => Self::FillBrokerDisk(broker, ms(random, 500, 6_000)),
-            63..66 => Self::FillStoreDisk(region, ms(random, 500, 6_000)),
+            54..58 => Self::FreezeStore(region, ms(random, 200, 6_000)),
+            58..61 => Self::SlowStore(region, ms(random, 1_000, 8_000)),
+            61..64 => Self::RefuseStore(region, ms(random, 200, 6_000)),
+            64..67 => Self::FillBrokerDisk(broker, ms(random, 500, 6_000)),
+            67..70 => Self::FillStoreDisk(region, ms(random, 500, 6_000)),
             _ => Self::Request(Mistreatment::draw(random, regions)),
         }
     }
 
     /// Of the mirror, the link, or a region as a whole.
     fn between(random: &mut ChaCha8Rng, regions: usize) -> Self {
+        let region = random.random_range(0..regions);
         match random.random_range(0..100) {
-            0..30 => Self::KillMirror,
-            30..50 => Self::FreezeMirror(ms(random, 200, 9_000)),
-            50..75 => Self::CutLink(ms(random, 200, 9_000)),
-            _ => Self::LoseRegion(random.random_range(0..regions), ms(random, 0, 4_000)),
+            0..20 => Self::KillMirror,
+            20..40 => Self::FreezeMirror(ms(random, 200, 9_000)),
+            40..55 => Self::FailMirrorTask(region, ms(random, 500, 4_000)),
+            55..77 => Self::CutLink(ms(random, 200, 9_000)),
+            _ => Self::LoseRegion(region, ms(random, 0, 4_000)),
         }
     }
 
@@ -169,10 +179,13 @@ impl Fault {
             Self::FillBrokerDisk(..) => "broker's disk full".to_owned(),
             Self::KillStore(..) => "store killed".to_owned(),
             Self::FreezeStore(..) => "store frozen".to_owned(),
+            Self::SlowStore(..) => "store slow".to_owned(),
+            Self::RefuseStore(..) => "store refuses".to_owned(),
             Self::FillStoreDisk(..) => "store's disk full".to_owned(),
             Self::Request(Mistreatment { request, how, .. }) => format!("{request:?} {}", how.kind()),
             Self::KillMirror => "MirrorMaker killed".to_owned(),
             Self::FreezeMirror(_) => "MirrorMaker frozen".to_owned(),
+            Self::FailMirrorTask(..) => "MirrorMaker's task failed".to_owned(),
             Self::CutLink(_) => "link between the regions cut".to_owned(),
             Self::LoseRegion(..) => "region lost".to_owned(),
         }

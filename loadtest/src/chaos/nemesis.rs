@@ -16,6 +16,10 @@ use super::world::World;
 const GRACE: Duration = Duration::from_secs(20);
 /// How long the mirror may take to come back.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(180);
+/// How long a server may take to be asked again after a fault.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// A slow store goes and stands still once in so long.
+const CYCLE: Duration = Duration::from_millis(500);
 /// Between two looks whether a rule was applied.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -107,11 +111,20 @@ async fn inflict(world: &World<'_>, fault: &Fault) -> Result<u64> {
             store.start()?;
         }
         Fault::FreezeStore(region, duration) => freeze(world.stacks()[*region].cql(), *duration).await,
+        Fault::SlowStore(region, duration) => {
+            let (store, since) = (world.stacks()[*region].cql(), Instant::now());
+            while since.elapsed() < *duration {
+                freeze(store, CYCLE * 4 / 5).await;
+                sleep(CYCLE / 5).await;
+            }
+        }
+        Fault::RefuseStore(region, duration) => return refuse(world, *region, *duration).await,
         Fault::Request(mistreatment) => return Ok(mistreat(world, mistreatment).await),
         Fault::KillMirror => {
             world.mirror()?.process().kill().await?;
         }
         Fault::FreezeMirror(duration) => freeze(world.mirror()?.process(), *duration).await,
+        Fault::FailMirrorTask(region, duration) => return fail_task(world, *region, *duration).await,
         Fault::CutLink(duration) => {
             world.link()?.cut();
             sleep(*duration).await;
@@ -157,6 +170,47 @@ async fn fill(server: &Process, duration: Duration) -> Result<u64> {
     server.kill().await?;
     server.start()?;
     Ok(1)
+}
+
+/// Has the store keep more copies than it has nodes: there is no quorum then. A store that is away is not asked.
+async fn refuse(world: &World<'_>, region: usize, duration: Duration) -> Result<u64> {
+    let stack = &world.stacks()[region];
+    let refused = stack.replicate_keyspace(&world.keyspace, 2).await;
+    if refused.is_ok() {
+        sleep(duration).await;
+    }
+    let healed = async || stack.replicate_keyspace(&world.keyspace, 1).await;
+    until_done("the store does not take one copy for enough", healed).await?;
+    Ok(u64::from(refused.is_ok()))
+}
+
+/// Has the brokers take no record, however small, of what the mirror brings. Nothing is done before it has brought any.
+async fn fail_task(world: &World<'_>, region: usize, duration: Duration) -> Result<u64> {
+    let (stack, topic) = (&world.stacks()[region], &world.regions[region].sources[1]);
+    let Ok(config) = stack.topic_config(topic).await else { return Ok(0) };
+    let limit = [("max.message.bytes".to_owned(), "1".to_owned())];
+    let limited = config.clone().into_iter().chain(limit).collect();
+    let failed = stack.set_topic_config(topic, &limited).await;
+    if failed.is_ok() {
+        sleep(duration).await;
+    }
+    until_done("the brokers do not take the mirror's records again", async || {
+        stack.set_topic_config(topic, &config).await
+    })
+    .await?;
+    Ok(u64::from(failed.is_ok()))
+}
+
+/// Undoes something, also where the server is away because of another fault.
+async fn until_done(what: &'static str, undo: impl AsyncFn() -> Result<(), Error>) -> Result<()> {
+    let since = Instant::now();
+    while let Err(error) = undo().await {
+        if since.elapsed() > PATIENCE {
+            return Err(error).context(what);
+        }
+        sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 /// Waits until as many requests were mistreated as planned, for as long as there is traffic to mistreat. How many were.

@@ -80,7 +80,6 @@ impl<'a> Region<'a> {
             format!("admin.listen={}", address()?),
             format!("cql.contact_points={}", self.stack.cql_contact()),
             format!("cql.keyspace={}", self.identity.keyspace),
-            "cql.consistency=one".to_owned(),
             format!("group.id={}", self.identity.group),
             format!("group.instance={instance}"),
             // Short: faults are to outlast them.
