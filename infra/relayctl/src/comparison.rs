@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::{Duration, SystemTime};
 
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
@@ -10,6 +9,7 @@ use coderelay_schemas::pb::CodePacket;
 use serde::Serialize;
 
 use crate::position::rfc3339;
+use crate::record::created_at_ms;
 use crate::store::{Day, StoredPacket};
 
 /// When the packets in question were ingested, in milliseconds since the epoch.
@@ -43,8 +43,8 @@ struct Sighting {
 impl Published {
     /// Notes a record of the duplicate-free topic.
     pub(crate) fn add(&mut self, packet: CodePacket, id: PacketId, timestamp: i64) {
-        let created_at = packet.created_at.map_or(timestamp, |at| at.seconds * 1000 + i64::from(at.nanos) / 1_000_000);
-        let created_on = Day::of(SystemTime::UNIX_EPOCH + Duration::from_millis(created_at.max(0) as u64));
+        // What cannot be counted in milliseconds is stored as made when it was ingested.
+        let created_on = Day::of_millis(created_at_ms(&packet).unwrap_or(timestamp));
         let fingerprint = Entry::new(&packet.repo_id, &id, &packet.content).fingerprint;
         let sighting = Sighting { ingested_at: timestamp, created_on, fingerprint, times: 0 };
         self.0.entry((packet.repo_id, id)).or_insert(sighting).times += 1;
@@ -272,6 +272,22 @@ mod tests {
         comparison.topics(&[east, west]);
         assert_eq!(said(&comparison), ["eu-west topic missing 02", "us-east topic published 2 times 04"]);
         assert_eq!(comparison.published, [3, 1]);
+    }
+
+    #[test]
+    fn a_packet_of_any_time_has_a_day() {
+        let mut published = Published::default();
+        for (id, seconds) in [(1, i64::MIN), (2, -1), (3, 1_000_000_000_000), (4, i64::MAX)] {
+            let mut packet = CodePacket { repo_id: "repo".into(), ..CodePacket::default() };
+            packet.created_at.get_or_insert_default().seconds = seconds;
+            published.add(packet, PacketId([id; 16]), 1_000);
+        }
+        let days: Vec<_> = published.days(WINDOW).into_iter().map(|(_, day)| day).collect();
+        assert_eq!(
+            days,
+            [-1, 1_000, 1_000_000_000_000_000].map(Day::of_millis),
+            "ingested, where it cannot be counted"
+        );
     }
 
     #[test]

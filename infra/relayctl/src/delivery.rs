@@ -17,6 +17,7 @@ use crate::packer::{Packed, Packer, Skip};
 use crate::position::rfc3339;
 use crate::progress::Progress;
 use crate::publisher::{Ack, Event, GaveUp, Publisher};
+use crate::record::created_at_ms;
 use crate::source::Source;
 use crate::window::{Parcel, Receipt};
 
@@ -145,7 +146,7 @@ impl Manifest {
 
 /// Size of a packet in protobuf's canonical JSON mapping: bytes in base64, times in RFC 3339.
 fn json_bytes(packet: &CodePacket) -> u64 {
-    let created_at = packet.created_at.as_ref().map(|at| at.seconds * 1000 + i64::from(at.nanos) / 1_000_000);
+    let created_at = created_at_ms(packet);
     let json = json!({
         "repoId": packet.repo_id,
         "content": BASE64_STANDARD.encode(&packet.content),

@@ -137,14 +137,18 @@ impl Row for Record {
     }
 }
 
+/// When a packet was made, in milliseconds since the epoch. None where it does not say so, or that is out of all bounds.
+pub(crate) fn created_at_ms(packet: &CodePacket) -> Option<i64> {
+    let at = packet.created_at?;
+    at.seconds.checked_mul(1000)?.checked_add(i64::from(at.nanos) / 1_000_000)
+}
+
 impl PacketView {
     pub(crate) fn new(packet: &CodePacket, content: bool) -> Self {
-        let created_at =
-            packet.created_at.and_then(|at| at.seconds.checked_mul(1000)?.checked_add(i64::from(at.nanos) / 1_000_000));
         Self {
             repo_id: packet.repo_id.clone(),
             packet_id: hex::encode(&packet.packet_id),
-            created_at: rfc3339(created_at),
+            created_at: rfc3339(created_at_ms(packet)),
             metadata: packet.metadata.clone().into_iter().collect(),
             content_bytes: packet.content.len(),
             content: content.then(|| Content::unpack(&packet.content)),

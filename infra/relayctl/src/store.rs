@@ -23,26 +23,44 @@ const PAGE_ROWS: i32 = 100;
 
 const FORMAT: &[BorrowedFormatItem<'static>] = time::macros::format_description!("[year]-[month]-[day]");
 
-/// A UTC day, `2026-01-31`: the second half of the table's partition key.
+/// Milliseconds of a day.
+const DAY_MS: i64 = 86_400_000;
+
+/// A UTC day, `2026-01-31`: the second half of the table's partition key. Counted from 1970-01-01: what others write into the topic may lie
+/// in any year.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Day(Date);
+pub(crate) struct Day(i64);
 
 impl Day {
     /// The day `time` is in.
     pub(crate) fn of(time: SystemTime) -> Self {
-        Self(OffsetDateTime::from(time).date())
+        Self::from(OffsetDateTime::from(time).date())
     }
 
+    /// The day that so many milliseconds since the epoch are in.
+    pub(crate) fn of_millis(millis: i64) -> Self {
+        Self(millis.div_euclid(DAY_MS))
+    }
+
+    /// CQL counts days from 1970-01-01 at 2^31.
     fn cql(self) -> CqlDate {
-        // CQL counts days from 1970-01-01 at 2^31.
-        let days = i64::from(self.0.to_julian_day()) - i64::from(OffsetDateTime::UNIX_EPOCH.date().to_julian_day());
-        CqlDate((days + (1 << 31)) as u32)
+        CqlDate((self.0 + (1 << 31)) as u32)
+    }
+}
+
+impl From<Date> for Day {
+    fn from(date: Date) -> Self {
+        Self((date.to_julian_day() - OffsetDateTime::UNIX_EPOCH.date().to_julian_day()).into())
     }
 }
 
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        let julian = self.0 + i64::from(OffsetDateTime::UNIX_EPOCH.date().to_julian_day());
+        match i32::try_from(julian).ok().and_then(|julian| Date::from_julian_day(julian).ok()) {
+            Some(date) => write!(f, "{date}"),
+            None => write!(f, "day {} since 1970", self.0),
+        }
     }
 }
 
@@ -52,8 +70,10 @@ impl FromStr for Day {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "today" => Ok(Self::of(SystemTime::now())),
-            "yesterday" => Ok(Self(Self::of(SystemTime::now()).0.previous_day().unwrap_or(Date::MIN))),
-            _ => Date::parse(text, FORMAT).map(Self).map_err(|_| "expected a UTC day such as 2026-01-31".to_owned()),
+            "yesterday" => Ok(Self(Self::of(SystemTime::now()).0 - 1)),
+            _ => Date::parse(text, FORMAT)
+                .map(Self::from)
+                .map_err(|_| "expected a UTC day such as 2026-01-31".to_owned()),
         }
     }
 }
@@ -116,10 +136,13 @@ mod tests {
     fn days_are_counted_from_the_middle() {
         let epoch: Day = "1970-01-01".parse().unwrap();
         assert_eq!(epoch.cql(), CqlDate(1 << 31));
-        assert_eq!(epoch, Day::of(SystemTime::UNIX_EPOCH));
+        assert_eq!([epoch, epoch], [Day::of_millis(0), Day::of_millis(DAY_MS - 1)]);
         let later: Day = "2026-01-31".parse().unwrap();
         assert_eq!(later.cql(), CqlDate((1 << 31) + 20_484));
         assert_eq!(later.to_string(), "2026-01-31");
+        for millis in [i64::MIN, i64::MAX] {
+            assert!(Day::of_millis(millis).to_string().ends_with(" since 1970"));
+        }
         assert!("31.1.2026".parse::<Day>().is_err());
     }
 }
