@@ -92,7 +92,9 @@ async fn inflict(fault: &Fault, pipeline: &Pipeline, audits: &Audits, backlogs: 
             regions.heal();
         }
         Target::Region => {
-            own.kill().await?;
+            // What the mirror has read and not yet written dies with the region, as if it had stood there. Its supervisor starts it again.
+            let mirror = own.servers.mirror().context("there is no mirror")?.process();
+            tokio::try_join!(own.kill(), async { Ok(mirror.kill().await?) })?;
             sleep(fault.duration.get()).await;
             // It takes nothing meanwhile: what the others lack when they have processed all that they have was there alone.
             for (_, survivor) in backlogs.iter().enumerate().filter(|(region, _)| *region != fault.region) {

@@ -87,7 +87,7 @@ pub enum Target {
     Broker,
     /// Cassandra.
     Store,
-    /// All of a region at once. It can be killed.
+    /// All of a region at once, and `MirrorMaker` with it. It can be killed.
     Region,
     /// `MirrorMaker`. A supervisor starts it again when it is missed.
     Mirror,
