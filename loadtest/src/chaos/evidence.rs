@@ -45,6 +45,8 @@ pub struct Evidence {
     pub region: Option<String>,
     /// `code.packets.v1`, and what was mirrored of the other regions'.
     pub sources: Vec<Source>,
+    /// Whether what was mirrored has kept its order.
+    pub mirrored_in_order: bool,
     /// `code.packets.deduped.v1`.
     pub deduped: Vec<Vec<Record>>,
     /// `code.packets.dlq.v1`.
@@ -71,6 +73,7 @@ impl Evidence {
         Ok(Self {
             region: region.stack.region().map(str::to_owned),
             sources: sources.collect::<Result<_>>()?,
+            mirrored_in_order: region.identity.mirrored_in_order,
             deduped: read(&topics.deduped)?,
             letters: read(&topics.dlq)?,
             ledger,

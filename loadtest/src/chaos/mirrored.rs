@@ -4,14 +4,19 @@ use std::collections::HashSet;
 
 use super::topic::{Content, Record};
 
-/// Partitions of which the distinct records are not the same in the same order, each with the number of those of either.
-pub fn differences(source: &[Vec<Record>], copies: &[Vec<Record>]) -> Vec<(usize, usize, usize)> {
+/// Partitions of which the distinct records are not the same, where `in_order` in the same order, each with the number of those of either.
+pub fn differences(source: &[Vec<Record>], copies: &[Vec<Record>], in_order: bool) -> Vec<(usize, usize, usize)> {
     let partitions = source.iter().zip(copies).enumerate();
     let differing = partitions.filter_map(|(partition, (source, copies))| {
         let (source, copies) = (distinct(source), distinct(copies));
-        (source != copies).then_some((partition, source.len(), copies.len()))
+        let same = if in_order { source == copies } else { set(&source) == set(&copies) };
+        (!same).then_some((partition, source.len(), copies.len()))
     });
     differing.collect()
+}
+
+fn set<'a>(records: &[Content<'a>]) -> HashSet<Content<'a>> {
+    records.iter().copied().collect()
 }
 
 /// Without what was there before.

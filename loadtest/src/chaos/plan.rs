@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::fault::Strike;
+use super::fault::{Fault, Strike};
 use super::mishap::Mishap;
 
 /// One seed of so many is played in two regions.
@@ -139,6 +139,11 @@ impl Plan {
             .collect();
         strikes.sort_by_key(|strike| strike.at);
         Self { seed, regions, producers, junk, mishaps, transaction_timeout, room, schema_at, clocks, strikes }
+    }
+
+    /// Whether a task of the mirror is to fail.
+    pub fn fails_mirror_task(&self) -> bool {
+        self.strikes.iter().any(|strike| matches!(strike.fault, Fault::FailMirrorTask(..)))
     }
 
     /// Different packets that are sent.

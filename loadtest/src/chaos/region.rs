@@ -25,6 +25,8 @@ pub struct Identity<'a> {
     pub transaction_timeout: Duration,
     /// Packets that ingest takes at once, if that is to be few.
     pub room: Option<u32>,
+    /// Whether the mirror keeps the order of records: a task that fails may have written later ones than that which was refused.
+    pub mirrored_in_order: bool,
     /// Where the services log.
     pub folder: PathBuf,
     /// The services.

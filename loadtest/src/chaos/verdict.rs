@@ -44,7 +44,8 @@ impl Violation {
 pub enum Kind {
     /// What was acknowledged is in the topic, where the answer said, as it was sent; nothing else is.
     Acknowledged,
-    /// A region's topic is in the others, every record at least once, as it was and in order; nothing else is.
+    /// A region's topic is in the others, every record at least once, as it was and, unless a task of the mirror failed, in order; nothing
+    /// else is.
     Mirrored,
     /// Every accepted record is in the duplicate-free topic once, byte for byte, in order; nothing else is.
     Published,
@@ -143,7 +144,9 @@ impl Judge<'_> {
     }
 
     fn mirrored(&mut self, source: &Source, copies: &Source) {
-        for (partition, sent, arrived) in mirrored::differences(&source.records, &copies.records) {
+        for (partition, sent, arrived) in
+            mirrored::differences(&source.records, &copies.records, self.evidence.mirrored_in_order)
+        {
             let what = format!("{}/{partition} has {arrived} records of {sent}, or others", copies.topic);
             self.add(Kind::Mirrored, None, what);
         }

@@ -61,6 +61,7 @@ impl<'a> World<'a> {
             group: format!("chaos-{name}"),
             transaction_timeout: plan.transaction_timeout,
             room: plan.room,
+            mirrored_in_order: !plan.fails_mirror_task(),
             folder: folder.to_owned(),
             programs,
         };

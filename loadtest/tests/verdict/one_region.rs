@@ -35,6 +35,7 @@ impl Case {
             deduped: vec![deduped],
             letters: vec![vec![letter(&source[4], "id_conflict"), letter(&source[5], "decode_error")]],
             sources: vec![Source { topic: TOPIC.to_owned(), records: vec![source] }],
+            mirrored_in_order: true,
         };
         let events = (0..).zip(sent).map(|(offset, version)| committed(version, 0, offset)).collect();
         Self { packets, events, evidence }

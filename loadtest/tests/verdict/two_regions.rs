@@ -45,6 +45,7 @@ impl Case {
         let region = |number: usize, own: &[Record], copies: &[Record], deduped: Vec<Record>, refused| Evidence {
             region: Some(NAMES[number].to_owned()),
             sources: vec![source(TOPIC, own), source(&mirrored(number), copies)],
+            mirrored_in_order: true,
             witnessed: deduped.clone(),
             deduped: vec![deduped],
             letters: vec![vec![letter(refused, &mirrored(number))]],
@@ -97,6 +98,14 @@ fn a_mirror_that_left_out_altered_or_turned_round_is_found() {
     assert!(mirrored(|records| records.truncate(1)).contains(&Kind::Mirrored));
     assert!(mirrored(|records| records[0].headers.clear()).contains(&Kind::Mirrored));
     assert!(mirrored(|records| records.swap(0, 1)).contains(&Kind::Mirrored));
+    let unordered = |spoil: fn(&mut Vec<Record>)| {
+        spoilt(|case| {
+            case.regions[0].mirrored_in_order = false;
+            spoil(&mut case.regions[0].sources[1].records[0]);
+        })
+    };
+    assert!(unordered(|records| records.truncate(1)).contains(&Kind::Mirrored), "also where there is no order to keep");
+    assert!(!unordered(|records| records.swap(0, 1)).contains(&Kind::Mirrored));
 }
 
 #[test]
