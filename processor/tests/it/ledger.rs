@@ -1,4 +1,5 @@
 //! The ledger read back from a real log, with its transactions' markers.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
