@@ -224,8 +224,9 @@ impl Transaction for KafkaTransaction {
             list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
                 .map_err(|error| Fault::restart("listing offsets", error))?;
         }
+        // The broker ends the transaction by its time-out; librdkafka may wait for an answer for ever.
         self.producer
-            .send_offsets_to_transaction(&list, membership, Timeout::Never)
+            .send_offsets_to_transaction(&list, membership, Timeout::After(self.timeout * 2))
             .map_err(|error| self.fault("sending offsets to the transaction", &error))
     }
 

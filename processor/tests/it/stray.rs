@@ -52,3 +52,19 @@ async fn offsets_that_a_stray_request_has_left_pending_are_let_go_by_the_next_st
     second.stop().await;
     world.assert_exactly_once(&ids).await;
 }
+
+/// Twice in a row: by its predecessor's transaction, and by that with which the next one lets go of what is pending.
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_are_never_answered_for_do_not_stop_a_worker() {
+    let stack = Stack::builder().cql(true).linked(true).start().await.unwrap();
+    let world = World::on(Box::leak(Box::new(stack))).await;
+    let (records, ids) = batch(0..300);
+    let never = Action::DelayResponse(Duration::from_secs(600));
+    let unanswered = world.stack().intercept(Rule { times: 2, ..Rule::once(Api::TxnOffsetCommit, never) });
+    world.produce(&records);
+    let processor = processor(&world).ready().await;
+    world.settled().await;
+    assert_eq!(unanswered.hits(), 2);
+    processor.stop().await;
+    world.assert_exactly_once(&ids).await;
+}
