@@ -177,11 +177,15 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-/// Whether every partition was read as far as it is to be. Markers of transactions count as read.
+/// Whether every partition was read as far as it is to be. Markers of transactions count as read; one of which nothing is known has not been.
 fn has_reached(reader: &Reader, ranges: &BTreeMap<i32, (i64, i64)>) -> Result<bool, Fault> {
     let positions = reader.position().map_err(|error| Fault::restart("asking how far the ledger was read", error))?;
-    let reached = |partition, offset| matches!(offset, Offset::Offset(offset) if offset >= ranges[&partition].1);
-    Ok(positions.elements().iter().all(|element| reached(element.partition(), element.offset())))
+    let elements = positions.elements();
+    let reached = |partition: i32, end: i64| {
+        let found = elements.iter().find(|element| element.partition() == partition);
+        found.is_some_and(|element| matches!(element.offset(), Offset::Offset(offset) if offset >= end))
+    };
+    Ok(ranges.iter().all(|(partition, (_, end))| reached(*partition, *end)))
 }
 
 fn place(message: &BorrowedMessage<'_>) -> String {

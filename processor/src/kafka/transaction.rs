@@ -224,7 +224,7 @@ impl Transaction for KafkaTransaction {
             list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
                 .map_err(|error| Fault::restart("listing offsets", error))?;
         }
-        // The broker ends the transaction by its time-out; librdkafka may wait for an answer for ever.
+        // The broker ends the transaction by its time-out, so nothing is gained by a wait without limit.
         self.producer
             .send_offsets_to_transaction(&list, membership, Timeout::After(self.timeout * 2))
             .map_err(|error| self.fault("sending offsets to the transaction", &error))
