@@ -31,8 +31,9 @@ pub struct StoreSample {
 /// A token bucket whose rate follows the store's health.
 ///
 /// Without a ceiling and while the store is healthy there is no limit at all. The first sign of congestion sets the rate to half of what
-/// was just achieved; each healthy write raises it by a twentieth of the achieved rate, and once it has risen to twice the achieved rate
-/// it no longer limits anything and is lifted again.
+/// was just achieved, each further one halves it. Each healthy write raises it by a twentieth of the achieved rate or, where writes take
+/// long, by half in a second; else a store that is slow now and then for reasons of its own would hold the rate at the floor. Once it has
+/// risen to twice the achieved rate it no longer limits anything and is lifted again.
 #[derive(Clone, Debug)]
 pub struct Pace {
     limits: PaceLimits,
@@ -42,6 +43,7 @@ pub struct Pace {
     share: f64,
     tokens: f64,
     refilled: Instant,
+    observed: Instant,
     achieved: Achieved,
 }
 
@@ -52,7 +54,7 @@ impl Pace {
     /// A pace that starts at its ceiling.
     pub fn new(limits: PaceLimits, now: Instant) -> Self {
         let rate = limits.ceiling.unwrap_or(f64::INFINITY);
-        Self { limits, rate, share: 1.0, tokens: 1.0, refilled: now, achieved: Achieved::new(now) }
+        Self { limits, rate, share: 1.0, tokens: 1.0, refilled: now, observed: now, achieved: Achieved::new(now) }
     }
 
     /// Records that may be pulled now, at most `wanted`.
@@ -93,9 +95,11 @@ impl Pace {
     /// Learns from one finished store write.
     pub fn observe(&mut self, sample: StoreSample, now: Instant) {
         self.achieved.add(sample.records, now);
+        let since_last = now.saturating_duration_since(self.observed);
+        self.observed = now;
         let congested = sample.troubled || sample.slowest > self.limits.latency_target;
         if !congested {
-            return self.increase();
+            return self.increase(since_last);
         }
         if self.achieved.since_cut(now) >= REST_AFTER_CUT {
             self.decrease(now);
@@ -116,24 +120,27 @@ impl Pace {
         if self.rate.is_infinite() {
             // The bucket begins now.
             (self.tokens, self.refilled) = (0.0, now);
+            self.rate = self.achieved.rate();
         }
-        let base = self.rate.min(self.achieved.rate());
-        self.rate = (base / 2.0).max(self.limits.floor);
+        self.rate = (self.rate / 2.0).min(self.achieved.rate()).max(self.limits.floor);
         self.share = (self.share / 2.0).max(1.0 / self.limits.concurrency.max(1) as f64);
         self.tokens = self.tokens.min(self.rate);
         self.achieved.cut(now);
     }
 
-    fn increase(&mut self) {
+    fn increase(&mut self, since_last: Duration) {
         self.share = (self.share + 0.05).min(1.0);
         if self.rate.is_infinite() {
             return;
         }
-        let achieved = self.achieved.rate();
-        self.rate += (achieved / 20.0).max(self.limits.floor);
+        let achieved = self.achieved.rate().max(self.limits.floor);
+        if self.rate <= 2.0 * achieved {
+            let elapsed = since_last.as_secs_f64().min(1.0);
+            self.rate += (achieved / 20.0).max(self.limits.floor).max(self.rate / 2.0 * elapsed);
+        }
         match self.limits.ceiling {
             Some(ceiling) => self.rate = self.rate.min(ceiling),
-            None if self.share >= 1.0 && self.rate > 2.0 * achieved.max(self.limits.floor) => self.rate = f64::INFINITY,
+            None if self.share >= 1.0 && self.rate > 2.0 * achieved => self.rate = f64::INFINITY,
             None => {}
         }
     }
@@ -240,6 +247,22 @@ mod tests {
         assert!(pace.rate().is_finite());
         assert!(pace.wait() <= Duration::from_secs_f64(1.0 / pace.rate()), "{:?}", pace.wait());
         assert!(pace.allowance(5000, now + Duration::from_secs(1)) > 0);
+    }
+
+    /// Of a store on a machine that others keep busy, most writes take long, however few they are, and some too long.
+    #[test]
+    fn a_store_that_is_slow_for_reasons_of_its_own_does_not_hold_the_rate_at_the_floor() {
+        let start = Instant::now();
+        let mut pace = Pace::new(limits(None), start);
+        let mut now = run(&mut pace, start, 1, slow(14));
+        assert!((pace.rate() - 30.0).abs() < f64::EPSILON);
+        for write in 0..60 {
+            let records = pace.allowance(5000, now);
+            pace.spend(records);
+            now += Duration::from_secs(1);
+            pace.observe(if write % 4 == 0 { slow(records) } else { healthy(records) }, now);
+        }
+        assert!(pace.rate() > 2000.0, "after a minute: {}", pace.rate());
     }
 
     #[test]

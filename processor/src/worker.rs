@@ -101,8 +101,15 @@ fn run(number: usize, identity: &Identity, shared: &Shared, pace: &mut Pace) -> 
         Cycle::new(world, memory, metrics, shared.limits.clone(), pace.clone(), move || stop.is_cancelled());
     let mut outcome = Ok(());
     while outcome.is_ok() && !shared.stop.is_cancelled() {
+        let limited = cycle.pace().rate().is_finite();
         outcome = cycle.turn().map(drop);
-        shared.metrics.pull_rate(number, cycle.pace().rate());
+        let rate = cycle.pace().rate();
+        shared.metrics.pull_rate(number, rate);
+        match (limited, rate.is_finite()) {
+            (false, true) => warn!(worker = number, records_per_second = rate, "the store is slow; pulling less"),
+            (true, false) => info!(worker = number, "the store bears what comes; pulling without limit"),
+            _ => {}
+        }
     }
     pace.clone_from(cycle.pace());
     outcome
