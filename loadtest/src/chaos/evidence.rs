@@ -29,6 +29,17 @@ pub struct Row {
 /// What a packet has one row by: repository and packet id. Its day is left out: a packet with rows under two days is stored twice.
 pub type Key = (String, Vec<u8>);
 
+/// An entry of the ledger.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The source topic that its record names.
+    pub topic: Option<String>,
+    /// It.
+    pub entry: Entry,
+    /// Its record's.
+    pub offset: i64,
+}
+
 /// A topic that is processed.
 #[derive(Debug)]
 pub struct Source {
@@ -51,8 +62,8 @@ pub struct Evidence {
     pub deduped: Vec<Vec<Record>>,
     /// `code.packets.dlq.v1`.
     pub letters: Vec<Vec<Record>>,
-    /// `code.packets.ledger.v1`, with the source topic that each entry names.
-    pub ledger: Vec<Vec<(Option<String>, Entry)>>,
+    /// `code.packets.ledger.v1`.
+    pub ledger: Vec<Vec<Remembered>>,
     /// Every row of the table; several of one packet, if there are.
     pub rows: Vec<(Key, Row)>,
     /// What was read from the duplicate-free topic while it was written.
@@ -91,14 +102,14 @@ impl Evidence {
     }
 }
 
-fn entries(records: &[Record]) -> Result<Vec<(Option<String>, Entry)>> {
+fn entries(records: &[Record]) -> Result<Vec<Remembered>> {
     let mut all = Vec::new();
     for record in records {
         let value = record.value.as_deref().unwrap_or_default();
         let topic = record.header(SOURCE_TOPIC).map(str::to_owned);
         let entries =
             ledger::decode(value).with_context(|| format!("ledger {}@{}", record.partition, record.offset))?;
-        all.extend(entries.map(|entry| (topic.clone(), entry)));
+        all.extend(entries.map(|entry| Remembered { topic: topic.clone(), entry, offset: record.offset }));
     }
     Ok(all)
 }

@@ -26,6 +26,7 @@ use super::packets::Packets;
 use super::plan::{Junk, JunkKind, Plan, Request, TRAFFIC, Version, Way};
 use super::producer::Producer;
 use super::rest;
+use super::stacks;
 use super::verdict::{Kind, Violation, judge};
 use super::witness::Witness;
 use super::world::{self, Programs, World};
@@ -114,6 +115,9 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
             requests.map(|packets| Request { at: Duration::ZERO, way: Way::Batch, packets: packets.to_vec() });
         missing.extend(producer(&world, &packets, plan.producers.len(), Instant::now()).run(requests.collect()).await);
         violations.extend(await_rest(&world).await);
+    }
+    if !violations.is_empty() {
+        stacks::write(&world, folder).await;
     }
     for version in missing {
         let what = "never acknowledged, however often it was sent".to_owned();

@@ -54,7 +54,7 @@ pub enum Kind {
     Stored,
     /// Every refused record is a dead letter once, as it was, with the reason.
     DeadLettered,
-    /// The ledger has an entry for every accepted packet, in order; no other.
+    /// The ledger has an entry for every accepted packet, in order, from the transaction that published it; no other.
     Remembered,
     /// A reader of committed records never sees one that is not there in the end, and sees all.
     Witnessed,
@@ -78,6 +78,7 @@ pub fn judge(packets: &Packets, events: &[Event], regions: &[Evidence]) -> Resul
         judge.stored(&expected);
         judge.dead_lettered(&expected);
         judge.remembered(&expected)?;
+        judge.at_once()?;
         judge.witnessed();
         violations.extend(judge.violations);
     }
@@ -265,8 +266,8 @@ impl Judge<'_> {
                     Ok(Entry::new(&packet.repo_id, &id, content))
                 });
                 let wanted: Vec<_> = wanted.collect::<Result<_>>()?;
-                let found = ledger.iter().filter(|(topic, _)| topic.as_deref() == Some(&source.topic));
-                let found: Vec<_> = found.map(|(_, entry)| *entry).collect();
+                let found = ledger.iter().filter(|entry| entry.topic.as_deref() == Some(&source.topic));
+                let found: Vec<_> = found.map(|found| found.entry).collect();
                 rest -= found.len();
                 if wanted == found {
                     continue;
@@ -285,6 +286,36 @@ impl Judge<'_> {
             if rest > 0 {
                 let what = format!("partition {number} of the ledger has {rest} entries of no source topic");
                 self.add(Kind::Remembered, None, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// What one transaction publishes it enters in the ledger. Between two transactions a partition has the marker that ended the first, so
+    /// records without a gap are of one. Those of one may have gaps: of a fenced worker's records, which were aborted.
+    fn at_once(&mut self) -> Result<()> {
+        for (published, ledger) in self.evidence.deduped.iter().zip(&self.evidence.ledger) {
+            let transactions = ledger.chunk_by(|one, next| next.offset - one.offset <= 1).enumerate();
+            let entered = transactions.flat_map(|(number, entries)| entries.iter().map(move |found| (number, found)));
+            let entered: HashMap<_, _> =
+                entered.map(|(number, found)| ((found.topic.as_deref(), found.entry.key), number)).collect();
+            for run in published.chunk_by(|one, next| next.offset == one.offset + 1) {
+                let mut transactions = HashSet::new();
+                for record in run {
+                    let Ok(packet) = decode(record) else { continue };
+                    let id = PacketId::from_slice(&packet.packet_id)?;
+                    let key = Entry::new(&packet.repo_id, &id, &packet.content).key;
+                    let of = |source: &Source| entered.get(&(Some(source.topic.as_str()), key)).copied();
+                    transactions.extend(self.evidence.sources.iter().filter_map(of).min());
+                }
+                if let ([first, ..], true) = (run, transactions.len() > 1) {
+                    let what = format!(
+                        "what one transaction published from {} on, {} entered in the ledger",
+                        place(first),
+                        transactions.len()
+                    );
+                    self.add(Kind::Remembered, self.number(first), what);
+                }
             }
         }
         Ok(())

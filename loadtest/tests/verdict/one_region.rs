@@ -158,5 +158,20 @@ fn a_ledger_that_differs_is_found() {
     assert_eq!(spoilt(|case| drop(case.evidence.ledger[0].pop())), [Kind::Remembered]);
     assert_eq!(spoilt(|case| case.evidence.ledger[0].swap(0, 1)), [Kind::Remembered]);
     assert_eq!(spoilt(|case| case.evidence.ledger[0].extend_from_within(..1)), [Kind::Remembered]);
-    assert_eq!(spoilt(|case| case.evidence.ledger[0][0].0 = None), [Kind::Remembered]);
+    assert_eq!(spoilt(|case| case.evidence.ledger[0][0].topic = None), [Kind::Remembered]);
+}
+
+#[test]
+fn what_one_transaction_published_and_two_remember_is_found() {
+    let offsets = |published: [i64; 3], remembered: [i64; 3]| {
+        spoilt(|case| {
+            case.evidence.deduped[0].iter_mut().zip(published).for_each(|(record, offset)| record.offset = offset);
+            case.evidence.witnessed.clone_from(&case.evidence.deduped[0]);
+            case.evidence.ledger[0].iter_mut().zip(remembered).for_each(|(entry, offset)| entry.offset = offset);
+        })
+    };
+    assert_eq!(offsets([0, 1, 3], [0, 0, 2]), []);
+    assert_eq!(offsets([0, 5, 7], [0, 0, 2]), [], "a fenced worker's records may lie between");
+    assert_eq!(offsets([0, 1, 3], [0, 2, 4]), [Kind::Remembered]);
+    assert_eq!(offsets([0, 2, 3], [0, 0, 2]), [Kind::Remembered]);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use coderelay_schemas::dlq;
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
-use loadtest::chaos::evidence::{Key, Row};
+use loadtest::chaos::evidence::{Key, Remembered, Row};
 use loadtest::chaos::history::{Event, What};
 use loadtest::chaos::packets::Packets;
 use loadtest::chaos::plan::Version;
@@ -60,10 +60,11 @@ pub(crate) fn letter(record: &Record, topic: &str, reason: &str) -> Record {
 }
 
 /// Its entry in the ledger, seen in `topic`.
-pub(crate) fn entry(packets: &Packets, topic: &str, version: Version) -> (Option<String>, Entry) {
+pub(crate) fn entry(packets: &Packets, topic: &str, version: Version) -> Remembered {
     let packet = packets.packet(version).unwrap();
     let id = PacketId::from_slice(&packet.packet_id).unwrap();
-    (Some(topic.to_owned()), Entry::new(&packet.repo_id, &id, &packet.content))
+    let entry = Entry::new(&packet.repo_id, &id, &packet.content);
+    Remembered { topic: Some(topic.to_owned()), entry, offset: 0 }
 }
 
 /// Its row, written at the time of `record`.
