@@ -6,6 +6,7 @@ mod letter;
 mod source;
 mod subscription;
 mod transaction;
+mod within;
 
 pub use ledger::KafkaLedger;
 pub use source::KafkaSource;

@@ -203,7 +203,7 @@ fn subscribe<'a>(consumer: &BaseConsumer<Context>, topics: impl IntoIterator<Ite
 }
 
 impl Source for KafkaSource {
-    type Membership = ConsumerGroupMetadata;
+    type Membership = Arc<ConsumerGroupMetadata>;
 
     fn poll(&mut self, timeout: Duration) -> Result<Polled, Fault> {
         if let Some(event) = self.next_event()? {
@@ -219,11 +219,11 @@ impl Source for KafkaSource {
         }
     }
 
-    fn membership(&mut self) -> Option<ConsumerGroupMetadata> {
+    fn membership(&mut self) -> Option<Arc<ConsumerGroupMetadata>> {
         // Metadata first: most expulsions between the two show as a lost assignment. Metadata of one that does not still names this
         // static member, and the broker fences it.
         let metadata = self.consumer.group_metadata();
-        if self.consumer.assignment_lost() { None } else { metadata }
+        if self.consumer.assignment_lost() { None } else { metadata.map(Arc::new) }
     }
 
     fn stable_offsets(&mut self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, i64>, Fault> {

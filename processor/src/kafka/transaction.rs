@@ -1,6 +1,7 @@
 //! The transactional producer of one worker.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coderelay_runtime::flaw::{self, Flaw};
@@ -17,6 +18,7 @@ use rdkafka::util::Timeout;
 
 use super::deliveries::Deliveries;
 use super::letter::Letter;
+use super::within::within;
 use super::{Identity, PATIENCE, REQUEST_TIMEOUT, default};
 use crate::decode::Rejection;
 use crate::failpoint;
@@ -39,7 +41,7 @@ const DELIVERY_WAIT: Duration = Duration::from_micros(500);
 /// does it begin another transaction once a connection broke, though all is well by what librdkafka says: it has sent again what the
 /// connection had carried. A new producer's `init_transactions` raises the epoch and fences whatever is still on its way.
 pub struct KafkaTransaction {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     topics: TopicNames,
     timeout: Duration,
     begun: Instant,
@@ -81,6 +83,7 @@ impl KafkaTransaction {
                 return Err(Fault::restart("initialising transactions", error));
             }
         }
+        let producer = Arc::new(producer);
         let transaction = Self { producer, topics: identity.topics.clone(), timeout, begun: Instant::now() };
         transaction.let_go(identity)?;
         Ok(transaction)
@@ -104,13 +107,26 @@ impl KafkaTransaction {
         offsets
             .add_partition_offset(&self.topics.ledger, 0, Offset::Offset(0))
             .map_err(|error| Fault::restart("listing offsets", error))?;
-        let patience = Timeout::After(self.timeout * 2);
-        let aborted = self
-            .producer
-            .begin_transaction()
-            .and_then(|()| self.producer.send_offsets_to_transaction(&offsets, &membership, patience))
-            .and_then(|()| self.producer.abort_transaction(patience));
-        aborted.map_err(|error| self.fault("letting go of what is pending", &error))
+        let failed = |error| self.fault("letting go of what is pending", &error);
+        self.producer.begin_transaction().map_err(failed)?;
+        self.add_offsets(offsets, Arc::new(membership))?;
+        self.producer.abort_transaction(Timeout::After(self.timeout * 2)).map_err(failed)
+    }
+
+    /// Adds `offsets` to the transaction under way.
+    ///
+    /// The broker ends the transaction by its time-out, so nothing is gained by a wait without limit; but librdkafka looks at no time-out
+    /// while it waits for a coordinator's connection (`rd_kafka_coord_req`, 2.12), and may wait for ever. A client that does is left
+    /// behind, and fenced by the next.
+    fn add_offsets(&self, offsets: TopicPartitionList, membership: Arc<ConsumerGroupMetadata>) -> Result<(), Fault> {
+        const DOING: &str = "sending offsets to the transaction";
+        let (producer, limit) = (Arc::clone(&self.producer), self.timeout * 2);
+        let call = move || producer.send_offsets_to_transaction(&offsets, &membership, Timeout::After(limit));
+        match within(limit + REQUEST_TIMEOUT, call) {
+            Ok(Some(sent)) => sent.map_err(|error| self.fault(DOING, &error)),
+            Ok(None) => Err(Fault::restart(DOING, "the client does not come back")),
+            Err(error) => Err(Fault::restart(DOING, error)),
+        }
     }
 
     fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Fault> {
@@ -166,7 +182,7 @@ impl KafkaTransaction {
 }
 
 impl Transaction for KafkaTransaction {
-    type Membership = ConsumerGroupMetadata;
+    type Membership = Arc<ConsumerGroupMetadata>;
 
     fn begin(&mut self) -> Result<(), Fault> {
         self.serve_events();
@@ -217,17 +233,14 @@ impl Transaction for KafkaTransaction {
     fn send_offsets(
         &mut self,
         offsets: &BTreeMap<TopicPartition, i64>,
-        membership: &ConsumerGroupMetadata,
+        membership: &Arc<ConsumerGroupMetadata>,
     ) -> Result<(), Fault> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (TopicPartition { topic, partition }, offset) in offsets {
             list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
                 .map_err(|error| Fault::restart("listing offsets", error))?;
         }
-        // The broker ends the transaction by its time-out, so nothing is gained by a wait without limit.
-        self.producer
-            .send_offsets_to_transaction(&list, membership, Timeout::After(self.timeout * 2))
-            .map_err(|error| self.fault("sending offsets to the transaction", &error))
+        self.add_offsets(list, Arc::clone(membership))
     }
 
     fn commit(&mut self) -> Result<(), Fault> {
