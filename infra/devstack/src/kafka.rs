@@ -175,11 +175,12 @@ impl Cluster {
         let (replicas, in_sync) = if self.listeners.len() < 3 { (1, 1) } else { (3, 2) };
         // A node that was killed may register again only when its old session has ended. The only node of a cluster
         // cannot be missed by others: it may be short. Elsewhere a busy machine must not look like a dead broker.
-        let session_ms = if self.listeners.len() < 3 { 2_000 } else { 6_000 };
-        let heartbeat_ms = session_ms / 6;
+        //
         // Killed and started again, the only node is fenced when its old session ends. A transaction that its coordinator aborts before,
-        // being out of time, hangs: it takes partitions without a leader for deleted and writes them no marker (KAFKA-5202).
-        let abort_ms = if self.listeners.len() < 3 { session_ms + 1_000 } else { 1_000 };
+        // being out of time, hangs: it takes partitions without a leader for deleted and writes them no marker (KAFKA-5202). So it looks
+        // for such transactions later.
+        let (session_ms, abort_ms) = if self.listeners.len() < 3 { (2_000, 3_000) } else { (6_000, 1_000) };
+        let heartbeat_ms = session_ms / 6;
         let (data, others) = (data.display(), &self.properties);
         let (protocol, security) = match &self.security {
             None => ("PLAINTEXT", String::new()),

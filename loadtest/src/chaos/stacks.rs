@@ -29,5 +29,6 @@ async fn stacks(process: &Process, file: &Path) -> std::io::Result<()> {
     let mut gdb = Command::new("gdb");
     gdb.args(["-batch", "-ex", "thread apply all backtrace", "-p", &process.pid().to_string()]);
     let output = timeout(PATIENCE, gdb.kill_on_drop(true).output()).await??;
-    tokio::fs::write(file, output.stdout).await
+    // Why there are none, where it was not allowed to look.
+    tokio::fs::write(file, [output.stdout, output.stderr].concat()).await
 }

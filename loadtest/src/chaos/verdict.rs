@@ -305,6 +305,7 @@ impl Judge<'_> {
                     let Ok(packet) = decode(record) else { continue };
                     let id = PacketId::from_slice(&packet.packet_id)?;
                     let key = Entry::new(&packet.repo_id, &id, &packet.content).key;
+                    // Of an id that several topics brought, the first entry is that of its acceptance.
                     let of = |source: &Source| entered.get(&(Some(source.topic.as_str()), key)).copied();
                     transactions.extend(self.evidence.sources.iter().filter_map(of).min());
                 }

@@ -115,9 +115,9 @@ impl KafkaTransaction {
 
     /// Adds `offsets` to the transaction under way.
     ///
-    /// The broker ends the transaction by its time-out, so nothing is gained by a wait without limit; but librdkafka looks at no time-out
-    /// while it waits for a coordinator's connection (`rd_kafka_coord_req`, 2.12), and may wait for ever. A client that does is left
-    /// behind, and fenced by the next.
+    /// The broker ends the transaction by its time-out, so nothing is gained by a wait without limit. But chaos has seen librdkafka 2.12
+    /// not come back from this call, whatever limit it was given; by reading, `rd_kafka_coord_req` looks at none while it waits for the
+    /// coordinator's connection. A client that does not come back is left behind, and fenced by the next.
     fn add_offsets(&self, offsets: TopicPartitionList, membership: Arc<ConsumerGroupMetadata>) -> Result<(), Fault> {
         const DOING: &str = "sending offsets to the transaction";
         let (producer, limit) = (Arc::clone(&self.producer), self.timeout * 2);

@@ -4,11 +4,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// What `call` returns, if it does so within `limit`. One that does not goes on in a thread of its own, with all it holds, and ends no later
+/// What `call` returns; `None` if it does not within `limit`. It goes on then in a thread of its own, with all it holds, and ends no later
 /// than the process.
 ///
 /// # Errors
-/// `None` within, when the limit has passed; the system's, when no thread can be started.
+/// When no thread can be started.
 pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     call: impl FnOnce() -> T + Send + 'static,

@@ -12,10 +12,15 @@ fn processor(world: &World) -> ProcessorBuilder<'_> {
     processor.set("kafka.bootstrap_servers", world.stack().linked_servers())
 }
 
+#[allow(clippy::unwrap_used, reason = "a test")]
+async fn world() -> World {
+    let stack = Stack::builder().cql(true).linked(true).start().await.unwrap();
+    World::on(Box::leak(Box::new(stack))).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_arrives_late_ends_no_other_transaction() {
-    let stack = Stack::builder().cql(true).linked(true).start().await.unwrap();
-    let world = World::on(Box::leak(Box::new(stack))).await;
+    let world = world().await;
     let (records, ids) = batch(0..600);
     // librdkafka commits once more after 100 ms and says nothing of it; the next transaction then publishes for 200 ms.
     let late = Action::Stray(Duration::from_millis(250));
@@ -56,8 +61,7 @@ async fn offsets_that_a_stray_request_has_left_pending_are_let_go_by_the_next_st
 /// Twice in a row: by its predecessor's transaction, and by that with which the next one lets go of what is pending.
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_that_are_never_answered_for_do_not_stop_a_worker() {
-    let stack = Stack::builder().cql(true).linked(true).start().await.unwrap();
-    let world = World::on(Box::leak(Box::new(stack))).await;
+    let world = world().await;
     let (records, ids) = batch(0..300);
     let never = Action::DelayResponse(Duration::from_secs(600));
     let unanswered = world.stack().intercept(Rule { times: 2, ..Rule::once(Api::TxnOffsetCommit, never) });
