@@ -21,6 +21,7 @@ pub mod region;
 pub mod world;
 pub mod nemesis;
 pub mod rest;
+pub mod replay;
 pub mod stacks;
 
 pub mod edges;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use coderelay_devstack::{Builder, CommitLog, Observer, Patience, Regions, Stack};
 use coderelay_schemas::topics;
@@ -54,7 +54,9 @@ impl ChaosArgs {
     /// When the stack or the services cannot be started.
     pub async fn run(&self, stop: CancellationToken) -> Result<Found> {
         let (ingest, processor) = programs(self.bin.as_deref())?;
-        let programs = Programs { ingest, processor, flaw: None };
+        let relayctl = processor.with_file_name("relayctl");
+        ensure!(relayctl.exists(), "{} is missing: cargo build -p relayctl", relayctl.display());
+        let programs = Programs { ingest, processor, relayctl, flaw: None };
         let (two, one): (Vec<_>, Vec<_>) = (self.from..self.from + self.seeds).partition(|seed| regions(*seed) > 1);
         if self.controls {
             let servers = one_region().await?;

@@ -56,6 +56,8 @@ pub struct Evidence {
     pub region: Option<String>,
     /// `code.packets.v1`, and what was mirrored of the other regions'.
     pub sources: Vec<Source>,
+    /// Whether old records may have expired.
+    pub expires: bool,
     /// Whether what was mirrored has kept its order.
     pub mirrored_in_order: bool,
     /// `code.packets.deduped.v1`.
@@ -84,6 +86,7 @@ impl Evidence {
         Ok(Self {
             region: region.stack.region().map(str::to_owned),
             sources: sources.collect::<Result<_>>()?,
+            expires: region.identity.expires,
             mirrored_in_order: region.identity.mirrored_in_order,
             deduped: read(&topics.deduped)?,
             letters: read(&topics.dlq)?,

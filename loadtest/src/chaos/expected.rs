@@ -1,12 +1,13 @@
 //! What is to become of the records of a region's source topics. It is a function of them: in the order of each topic, a packet is
 //! accepted when its id is new, passed over when it was accepted with the same content, and a dead letter when it was accepted with
-//! another. Between several topics there is no order. Whichever first copy was published counts as the one that came first; everything
-//! else follows from that.
+//! another. Two things decide besides. Between several topics there is no order: whichever first copy was published counts as the one that
+//! came first. And where old records expire while many wait, those that have a letter which says so have expired, as if they were no
+//! packets. Everything else follows from that.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
-use coderelay_schemas::dlq::DlqReason;
+use coderelay_schemas::dlq::{self, DlqReason};
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 
@@ -42,8 +43,11 @@ pub struct First<'a> {
 impl<'a> Expected<'a> {
     /// Of everything in `evidence`.
     pub fn of(evidence: &'a Evidence) -> Self {
+        let expired = expired(evidence);
         let partitions = evidence.deduped.iter().enumerate();
-        Self(partitions.map(|(partition, published)| Partition::of(partition, &evidence.sources, published)).collect())
+        let partitions =
+            partitions.map(|(partition, published)| Partition::of(partition, &evidence.sources, published, &expired));
+        Self(partitions.collect())
     }
 
     /// The rows of the store: in every column the latest of what was written, and of two at one time the larger.
@@ -61,14 +65,17 @@ impl<'a> Expected<'a> {
 }
 
 impl<'a> Partition<'a> {
-    fn of(partition: usize, sources: &'a [Source], published: &[Record]) -> Self {
+    fn of(partition: usize, sources: &'a [Source], published: &[Record], expired: &HashSet<[String; 3]>) -> Self {
         let mut refused = Vec::new();
         let decoded = sources.iter().map(|Source { topic, records }| {
-            let packets = records.get(partition).into_iter().flatten().filter_map(|record| match decode(record) {
-                Ok(packet) => Some((record, packet)),
-                Err(reason) => {
-                    refused.push((topic.as_str(), record, reason));
-                    None
+            let packets = records.get(partition).into_iter().flatten().filter_map(|record| {
+                let expired = expired.contains(&place(topic, record));
+                match if expired { Err(DlqReason::Expired) } else { decode(record) } {
+                    Ok(packet) => Some((record, packet)),
+                    Err(reason) => {
+                        refused.push((topic.as_str(), record, reason));
+                        None
+                    }
                 }
             });
             (topic.as_str(), packets.collect::<Vec<_>>())
@@ -98,6 +105,22 @@ impl<'a> Partition<'a> {
     pub fn accepted(&self) -> impl Iterator<Item = &First<'a>> {
         self.firsts.iter().flatten().filter(|first| first.accepted)
     }
+}
+
+/// Where the records were that have expired, as their letters tell.
+pub(super) fn expired(evidence: &Evidence) -> HashSet<[String; 3]> {
+    let letters = evidence.letters.iter().flatten().filter(|_| evidence.expires);
+    letters.filter(|letter| letter.header(dlq::DLQ_REASON) == Some(DlqReason::Expired.as_str())).map(origin).collect()
+}
+
+/// Where a dead letter's record was: topic, partition and offset.
+pub(super) fn origin(letter: &Record) -> [String; 3] {
+    [dlq::DLQ_TOPIC, dlq::DLQ_PARTITION, dlq::DLQ_OFFSET].map(|name| letter.header(name).unwrap_or_default().to_owned())
+}
+
+/// Where a record of `topic` is, likewise.
+pub(super) fn place(topic: &str, record: &Record) -> [String; 3] {
+    [topic.to_owned(), record.partition.to_string(), record.offset.to_string()]
 }
 
 /// Of every id, the number of the topic whose first copy is published, and the content of that.

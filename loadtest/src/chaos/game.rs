@@ -1,7 +1,7 @@
 //! One seed from its first process to its verdict.
 //!
 //! ```text
-//! plan ─▶ world ─▶ producers ∥ junk ∥ strikes ∥ witness ─▶ rest ─▶ everything once more ─▶ rest ─▶ evidence ─▶ verdict
+//! plan ─▶ world ─▶ producers ∥ junk ∥ strikes ∥ witness ─▶ rest ─▶ replay, everything once more ─▶ rest ─▶ evidence ─▶ verdict
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,12 +19,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::edges;
 use super::evidence::Evidence;
+use super::expected::expired;
 use super::fault::Service;
 use super::history::Event;
 use super::nemesis;
 use super::packets::Packets;
 use super::plan::{Junk, JunkKind, Plan, Request, TRAFFIC, Version, Way};
 use super::producer::Producer;
+use super::replay;
 use super::rest;
 use super::stacks;
 use super::verdict::{Kind, Violation, judge};
@@ -38,6 +40,8 @@ const REST: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two notes of what it waits for.
 const NOTED: Duration = Duration::from_secs(5);
+/// On a machine so slow that what is replayed expires again, the verdict says what never came back.
+const REPLAYS_MAX: usize = 8;
 /// Packets of a request when everything is sent once more.
 const AGAIN: usize = 100;
 
@@ -96,8 +100,9 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     };
     let schema = create_schema(&world, plan.schema_at.map(|at| began + at));
     let junk = scatter(&world, &packets, &plan.junk, began);
+    let replay = replay_early(&world, plan.replay_at.map(|at| began + at));
     let strikes = nemesis::strike(&world, &plan.strikes, began);
-    let (missing, junk, schema, strikes) = tokio::join!(produce, junk, schema, strikes);
+    let (missing, junk, schema, (), strikes) = tokio::join!(produce, junk, schema, replay, strikes);
     junk?;
     schema?;
     let strikes = strikes?;
@@ -106,6 +111,9 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     let mut violations = Vec::new();
     let mut missing: Vec<Version> = missing.into_iter().flatten().collect();
     violations.extend(await_rest(&world).await);
+    if violations.is_empty() && plan.replay_at.is_some() {
+        violations.extend(replay_all(&world).await?);
+    }
     if violations.is_empty() {
         // Whatever a memory has lost meanwhile would be published again now.
         let again = plan.producers.iter().flatten().flat_map(|request| &request.packets).copied();
@@ -136,6 +144,10 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
             for region in &evidence {
                 outcome.taken += region.own().records.iter().flatten().count() as u64;
                 outcome.published += region.deduped.iter().flatten().count() as u64;
+                let expired = expired(region).len() as u64;
+                if expired > 0 {
+                    *outcome.hits.entry("record expired".to_owned()).or_default() += expired;
+                }
             }
         }
         Ok(_) => {}
@@ -162,6 +174,34 @@ async fn create_schema(world: &World<'_>, at: Option<Instant>) -> Result<()> {
     }
     world.history.note("there is a schema");
     Ok(())
+}
+
+/// Replays what has expired when it is time for it, amid all faults: it may fail.
+async fn replay_early(world: &World<'_>, at: Option<Instant>) {
+    let Some(at) = at else { return };
+    sleep_until(at).await;
+    for region in &world.regions {
+        match replay::replay(region).await {
+            Ok(letters) => world.history.note(format!("{letters} records that expired are replayed")),
+            Err(error) => world.history.note(format!("what expired is not replayed: {error:#}")),
+        }
+    }
+}
+
+/// Replays what has expired, until a replay has nothing more to do than the one before. So everything is replayed twice.
+async fn replay_all(world: &World<'_>) -> Result<Option<Violation>> {
+    for region in &world.regions {
+        let mut before = None;
+        for _ in 0..REPLAYS_MAX {
+            let letters = replay::replay(region).await?;
+            world.history.note(format!("{letters} records that expired are replayed"));
+            let unrest = await_rest(world).await;
+            if unrest.is_some() || before.replace(letters) == Some(letters) {
+                return Ok(unrest);
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// What holds for a whole seed.

@@ -47,6 +47,8 @@ pub struct Plan {
     pub room: Option<u32>,
     /// How long after the producers began the store has a schema, if it has none from the start.
     pub schema_at: Option<Duration>,
+    /// How long after the producers began what has expired is replayed for the first time, if old records expire while many wait.
+    pub replay_at: Option<Duration>,
     /// By how many seconds a service's clock is ahead in its first life, its second and so on, round and round.
     pub clocks: Vec<i64>,
     /// Everything else that is done, in order of its time.
@@ -138,7 +140,22 @@ impl Plan {
             .map(|_| Strike::draw(&mut random, regions))
             .collect();
         strikes.sort_by_key(|strike| strike.at);
-        Self { seed, regions, producers, junk, mishaps, transaction_timeout, room, schema_at, clocks, strikes }
+        // In one region, and where clocks are right: what expires between its row and its commit keeps its row, and the time of that.
+        let replay_at =
+            (random.random_bool(0.3) && regions == 1 && clocks.len() == 1).then(|| within(&mut random, TRAFFIC));
+        Self {
+            seed,
+            regions,
+            producers,
+            junk,
+            mishaps,
+            transaction_timeout,
+            room,
+            schema_at,
+            replay_at,
+            clocks,
+            strikes,
+        }
     }
 
     /// Whether a task of the mirror is to fail.
@@ -239,5 +256,7 @@ mod tests {
         assert!(plans.iter().any(|plan| plan.room.is_some()));
         assert!(plans.iter().any(|plan| plan.clocks.len() > 1));
         assert!(plans.iter().any(|plan| plan.schema_at.is_some()));
+        let expire = plans.iter().filter(|plan| plan.replay_at.is_some());
+        assert!(expire.clone().count() > 0 && expire.clone().all(|plan| plan.regions == 1));
     }
 }

@@ -17,6 +17,8 @@ use crate::devstack::common;
 pub struct Identity<'a> {
     /// Topics of its own.
     pub topics: TopicNames,
+    /// How their names end.
+    pub topic_suffix: String,
     /// A keyspace of its own.
     pub keyspace: String,
     /// A consumer group of its own.
@@ -25,6 +27,8 @@ pub struct Identity<'a> {
     pub transaction_timeout: Duration,
     /// Packets that ingest takes at once, if that is to be few.
     pub room: Option<u32>,
+    /// Whether old records expire while many wait.
+    pub expires: bool,
     /// Whether the mirror keeps the order of records: a task that fails may have written later ones than that which was refused.
     pub mirrored_in_order: bool,
     /// Where the services log.
@@ -78,7 +82,7 @@ impl<'a> Region<'a> {
     /// # Errors
     /// When there is no port for it.
     pub fn processor(&self, log: &str, instance: &str) -> Result<Launch> {
-        let settings = vec![
+        let mut settings = vec![
             format!("admin.listen={}", address()?),
             format!("cql.contact_points={}", self.stack.cql_contact()),
             format!("cql.keyspace={}", self.identity.keyspace),
@@ -94,6 +98,11 @@ impl<'a> Region<'a> {
             // The mirror makes its topics when the processors run already.
             "kafka.properties.topic.metadata.refresh.interval.ms=1000".to_owned(),
         ];
+        if self.identity.expires {
+            settings.extend(["expiry.enabled=true", "expiry.backlog=20", "expiry.max_age=1s"].map(str::to_owned));
+            // That is what the backlog is known from.
+            settings.push("kafka.statistics_interval=200ms".to_owned());
+        }
         Ok(self.launch(log, &self.identity.programs.processor, settings))
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use anyhow::Result;
-use coderelay_schemas::dlq;
+use coderelay_schemas::dlq::{self, DlqReason};
 use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::partition::partition_for;
@@ -13,7 +13,7 @@ use prost::Message as _;
 use serde::Serialize;
 
 use super::evidence::{Evidence, Source};
-use super::expected::{Expected, First, decode};
+use super::expected::{self, Expected, First, decode, key, origin};
 use super::history::{Event, What};
 use super::mirrored;
 use super::packets::Packets;
@@ -52,7 +52,7 @@ pub enum Kind {
     /// Every accepted packet has one row, with its content and its record's timestamp as write time; nothing else has. In several regions
     /// it is the same row.
     Stored,
-    /// Every refused record is a dead letter once, as it was, with the reason.
+    /// Every refused record is a dead letter once, as it was, with the reason. What expired is accepted in the end, having been replayed.
     DeadLettered,
     /// The ledger has an entry for every accepted packet, in order, from the transaction that published it; no other.
     Remembered,
@@ -222,14 +222,15 @@ impl Judge<'_> {
     fn dead_lettered(&mut self, expected: &Expected<'_>) {
         let mut letters: BTreeMap<[String; 3], Vec<&Record>> = BTreeMap::new();
         for letter in self.evidence.letters.iter().flatten() {
-            let of = [dlq::DLQ_TOPIC, dlq::DLQ_PARTITION, dlq::DLQ_OFFSET];
-            let of = of.map(|name| letter.header(name).unwrap_or_default().to_owned());
-            letters.entry(of).or_default().push(letter);
+            letters.entry(origin(letter)).or_default().push(letter);
         }
+        let accepted: HashSet<_> = expected.rows().into_keys().collect();
         for (topic, record, reason) in expected.0.iter().flat_map(|partition| &partition.refused) {
-            let of = [(*topic).to_owned(), record.partition.to_string(), record.offset.to_string()];
-            let found = letters.remove(&of).unwrap_or_default();
+            let found = letters.remove(&expected::place(topic, record)).unwrap_or_default();
             let number = self.number(record);
+            if *reason == DlqReason::Expired && decode(record).is_ok_and(|packet| !accepted.contains(&key(&packet))) {
+                self.add(Kind::DeadLettered, number, format!("{} expired, and never came back", place(record)));
+            }
             match found.as_slice() {
                 [] => self.add(Kind::DeadLettered, number, format!("no letter of {} ({reason})", place(record))),
                 [letter] => {

@@ -22,6 +22,8 @@ pub struct Programs {
     pub ingest: PathBuf,
     /// The processor, built with its failpoints.
     pub processor: PathBuf,
+    /// The operator's tool.
+    pub relayctl: PathBuf,
     /// A deliberate flaw that either of them is to have, if it was built with any.
     pub flaw: Option<Flaw>,
 }
@@ -53,14 +55,17 @@ impl<'a> World<'a> {
             None => format!("seed_{}", plan.seed),
             Some(flaw) => format!("seed_{}_{flaw}", plan.seed).replace('-', "_"),
         };
-        let topics = TopicNames::with_suffix(&format!("-{name}"));
+        let topic_suffix = format!("-{name}");
+        let topics = TopicNames::with_suffix(&topic_suffix);
         let (keyspace, history) = (format!("chaos_{name}"), Arc::new(History::begin()));
         let identity = Identity {
             topics: topics.clone(),
+            topic_suffix,
             keyspace: keyspace.clone(),
             group: format!("chaos-{name}"),
             transaction_timeout: plan.transaction_timeout,
             room: plan.room,
+            expires: plan.replay_at.is_some(),
             mirrored_in_order: !plan.fails_mirror_task(),
             folder: folder.to_owned(),
             programs,

@@ -35,6 +35,7 @@ impl Case {
             deduped: vec![deduped],
             letters: vec![vec![letter(&source[4], "id_conflict"), letter(&source[5], "decode_error")]],
             sources: vec![Source { topic: TOPIC.to_owned(), records: vec![source] }],
+            expires: false,
             mirrored_in_order: true,
         };
         let events = (0..).zip(sent).map(|(offset, version)| committed(version, 0, offset)).collect();
@@ -61,6 +62,55 @@ fn spoilt(spoil: impl FnOnce(&mut Case)) -> Vec<Kind> {
 #[test]
 fn what_is_in_order_passes() {
     assert_eq!(Case::new().verdict(), []);
+}
+
+/// The case of a world in which records expire: the first packet has, both times, and the first of its records was replayed.
+fn expired() -> Case {
+    let mut case = Case::new();
+    let evidence = &mut case.evidence;
+    let source = &mut evidence.sources[0].records[0];
+    let replayed = Record { offset: 6, timestamp: Some(records::NOW as i64 + 9), ..source[0].clone() };
+    evidence.letters[0].extend([letter(&source[0], "expired"), letter(&source[2], "expired")]);
+    evidence.deduped[0].remove(0);
+    evidence.deduped[0].push(at(&replayed, 7));
+    evidence.witnessed = evidence.deduped[0].clone();
+    evidence.ledger[0].rotate_left(1);
+    evidence.rows[0] = row(&case.packets, &replayed, version(0, 0));
+    source.push(replayed);
+    evidence.expires = true;
+    case
+}
+
+#[test]
+fn what_expired_and_was_replayed_passes_and_is_a_dead_letter_where_nothing_expires() {
+    assert_eq!(expired().verdict(), []);
+    let mut case = expired();
+    case.evidence.expires = false;
+    assert!(case.verdict().contains(&Kind::DeadLettered), "{:?}", case.verdict());
+}
+
+#[test]
+fn what_expired_and_never_came_back_is_found() {
+    let mut case = expired();
+    let evidence = &mut case.evidence;
+    evidence.sources[0].records[0].pop();
+    evidence.deduped[0].pop();
+    evidence.witnessed.pop();
+    evidence.ledger[0].pop();
+    evidence.rows.remove(0);
+    assert_eq!(case.verdict(), [Kind::DeadLettered]);
+}
+
+#[test]
+fn what_is_replayed_twice_and_accepted_twice_is_found() {
+    let mut case = expired();
+    let evidence = &mut case.evidence;
+    let source = &mut evidence.sources[0].records[0];
+    let again = at(&source[6], 7);
+    evidence.deduped[0].push(at(&again, 8));
+    evidence.witnessed = evidence.deduped[0].clone();
+    source.push(again);
+    assert_eq!(case.verdict(), [Kind::Published]);
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl Case {
         let region = |number: usize, own: &[Record], copies: &[Record], deduped: Vec<Record>, refused| Evidence {
             region: Some(NAMES[number].to_owned()),
             sources: vec![source(TOPIC, own), source(&mirrored(number), copies)],
+            expires: false,
             mirrored_in_order: true,
             witnessed: deduped.clone(),
             deduped: vec![deduped],
