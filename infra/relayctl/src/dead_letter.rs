@@ -46,7 +46,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetter {
     pub(crate) place: Place,
-    /// When it was dead-lettered, in milliseconds since the epoch.
+    /// Its record's, in milliseconds since the epoch: where the topic is as it is to be, the same as `dlq.timestamp`.
     pub(crate) timestamp: Option<i64>,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,

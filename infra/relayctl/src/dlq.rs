@@ -64,10 +64,10 @@ pub(crate) struct Filter {
     /// Only this reason (repeatable)
     #[arg(long, value_parser = reason_parser(), value_name = "REASON")]
     pub(crate) reason: Vec<DlqReason>,
-    /// Dead-lettered at or after this time, or this long ago (2026-01-31T12:00:00Z, 15m)
+    /// Written at or after this time, or this long ago (2026-01-31T12:00:00Z, 15m): a dead letter keeps its record's timestamp
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<Moment>,
-    /// Dead-lettered before this time, or this long ago
+    /// Written before this time, or this long ago
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Moment>,
     /// Only of this repository (by record key)
