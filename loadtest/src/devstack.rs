@@ -53,6 +53,8 @@ impl Devstack {
         // A store of one node that is killed has nobody to get back from what its disk has not.
         let commit_log = if hits(Target::Region) { CommitLog::Synced } else { CommitLog::Periodic };
         let each = Stack::builder().cql(true).commit_log(commit_log).jit(Jit::Full).linked(cuts);
+        let properties = scenario.mirrormaker.iter();
+        let each = properties.fold(each, |each, (name, value)| each.mirror_property(name, value));
         let servers = Arc::new(Servers::Regions(Box::new(Regions::start(each).await?)));
         let supervised = servers.clone();
         let supervisor = tokio::spawn(async move {

@@ -87,6 +87,9 @@ pub struct Scenario {
     /// Settings of the processor beyond its defaults, by dotted key; on a stack of its own.
     #[garde(skip)]
     pub processor: BTreeMap<String, String>,
+    /// Properties of MirrorMaker in place of those in `infra/mirrormaker2/mm2.properties`; on a stack of its own, in two regions.
+    #[garde(skip)]
+    pub mirrormaker: BTreeMap<String, String>,
 }
 
 impl Default for Scenario {
@@ -106,6 +109,7 @@ impl Default for Scenario {
             thresholds: Vec::new(),
             ingest: BTreeMap::new(),
             processor: BTreeMap::new(),
+            mirrormaker: BTreeMap::new(),
         }
     }
 }
