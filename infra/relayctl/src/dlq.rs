@@ -55,7 +55,8 @@ pub(crate) enum DlqCommand {
 
 const REPLAY_HELP: &str = "Replaying twice is safe: a packet that was stored meanwhile is dropped as a duplicate, by its \
 packet id, for as long as the deduplication window lasts. What is still wrong is dead-lettered again; only what was there \
-at the start is replayed, and each record once, so this ends.\n\nDead letters with reason id_conflict are left out unless --reason id_conflict \
+at the start is replayed, and each record once, so this ends. Of what expires again, being replayed faster than it is \
+processed, --since the last replay sends the rest.\n\nDead letters with reason id_conflict are left out unless --reason id_conflict \
 asks for them: their id still belongs to other content, so they would conflict again.";
 
 /// Which dead letters.

@@ -99,7 +99,7 @@ impl<'a> Region<'a> {
             "kafka.properties.topic.metadata.refresh.interval.ms=1000".to_owned(),
         ];
         if self.identity.expires {
-            settings.extend(["expiry.enabled=true", "expiry.backlog=20", "expiry.max_age=1s"].map(str::to_owned));
+            settings.extend(["expiry.enabled=true", "expiry.backlog=20", "expiry.max_age=2s"].map(str::to_owned));
             // That is what the backlog is known from.
             settings.push("kafka.statistics_interval=200ms".to_owned());
         }
