@@ -46,7 +46,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetter {
     pub(crate) place: Place,
-    /// Its record's, in milliseconds since the epoch: where the topic is as it is to be, the same as `dlq.timestamp`.
+    /// Its record's, in milliseconds since the epoch: the topic keeps what the processor gives (`CreateTime`).
     pub(crate) timestamp: Option<i64>,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,

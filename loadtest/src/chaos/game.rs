@@ -113,7 +113,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     let mut missing: Vec<Version> = missing.into_iter().flatten().collect();
     violations.extend(await_rest(&world).await);
     if violations.is_empty() && plan.replay_at.is_some() {
-        violations.extend(replay_all(&world).await?);
+        violations.extend(replay_all(&world).await);
     }
     if violations.is_empty() {
         // Whatever a memory has lost meanwhile would be published again now.
@@ -190,23 +190,26 @@ async fn replay_early(world: &World<'_>, at: Option<Instant>) {
 }
 
 /// Replays what has expired, what was replayed amid the faults once more, until nothing expires again.
-async fn replay_all(world: &World<'_>) -> Result<Option<Violation>> {
+async fn replay_all(world: &World<'_>) -> Option<Violation> {
     for region in &world.regions {
         let mut since = None;
         for _ in 0..REPLAYS_MAX {
             let started = OffsetDateTime::now_utc();
-            let replayed = replay::replay(region, since.replace(started)).await?;
-            if replayed == 0 {
-                break;
+            match replay::replay(region, since.replace(started)).await {
+                Ok(0) => break,
+                Ok(replayed) => world.history.note(format!("{replayed} records that expired are replayed")),
+                Err(error) => {
+                    let what = format!("what expired is not replayed: {error:#}");
+                    return Some(Violation { kind: Kind::Liveness, packet: None, what });
+                }
             }
-            world.history.note(format!("{replayed} records that expired are replayed"));
             let unrest = await_rest(world).await;
             if unrest.is_some() {
-                return Ok(unrest);
+                return unrest;
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// What holds for a whole seed.
