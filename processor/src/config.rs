@@ -181,7 +181,7 @@ pub struct BatchConfig {
     /// Bytes at most; a larger record travels alone.
     #[garde(range(min = HumanSize::from_kib(1), max = HumanSize::from_mib(256)))]
     pub max_bytes: HumanSize,
-    /// How long the first record of a batch waits for company.
+    /// How long the first record of a batch waits for company. What is there by then travels along, also at 0.
     #[garde(range(max = HumanDuration::from_secs(10)))]
     pub linger: HumanDuration,
 }

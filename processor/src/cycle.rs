@@ -177,7 +177,7 @@ where
 
     // ---- poll phase -------------------------------------------------------------------------------------------------------
 
-    /// Polls until the batch is full or its linger has passed.
+    /// Polls until the batch is full, or its linger has passed and nothing more is there yet.
     fn collect(&mut self) -> Result<(), Fault> {
         self.batch = Batch::default();
         self.begun = None;
@@ -188,14 +188,11 @@ where
         let limits = BatchLimits { records: allowed, ..self.limits.batch };
         let mut timeout = IDLE_POLL;
         while !self.batch.is_full(&limits) {
-            if !self.poll(timeout)? && self.batch.is_empty() {
+            if !self.poll(timeout)? && (self.batch.is_empty() || timeout.is_zero()) {
                 break;
             }
             if let Some(begun) = self.begun {
                 timeout = (begun + self.limits.linger).saturating_duration_since(self.clock.now());
-                if timeout.is_zero() {
-                    break;
-                }
             }
         }
         self.pace.spend(self.batch.len());

@@ -210,7 +210,7 @@ impl Source for KafkaSource {
             return Ok(event);
         }
         // The client counts in whole milliseconds and spins through a fraction.
-        let timeout = Duration::from_millis(timeout.as_millis() as u64 + 1);
+        let timeout = Duration::from_millis(timeout.as_millis() as u64 + u64::from(!timeout.is_zero()));
         // `poll` returns nothing after it has served a rebalance, so an event never overtakes a record.
         match self.consumer.poll(timeout) {
             None => Ok(self.next_event()?.unwrap_or(Polled::Nothing)),

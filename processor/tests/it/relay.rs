@@ -122,3 +122,15 @@ async fn an_id_with_the_same_content_is_one_packet_whatever_else_differs() {
     processor.stop().await;
     world.assert_exactly_once(&[id_of(&first)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_travels_together_also_where_nothing_waits_for_company() {
+    let world = World::new().await;
+    let (records, ids) = batch(0..2000);
+    world.produce(&records);
+    let processor = world.processor("a").set("group.workers", 1).set("batch.linger", "0s").ready().await;
+    world.settled().await;
+    let batches = world.metric(&processor, "coderelay_processor_batch_records_count", "").await;
+    assert!(batches < 500.0, "{batches} batches");
+    world.assert_exactly_once(&ids).await;
+}
