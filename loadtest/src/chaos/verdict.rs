@@ -224,7 +224,8 @@ impl Judge<'_> {
         for letter in self.evidence.letters.iter().flatten() {
             letters.entry(origin(letter)).or_default().push(letter);
         }
-        let accepted: HashSet<_> = expected.rows().into_keys().collect();
+        let accepted = expected.0.iter().flat_map(expected::Partition::accepted);
+        let accepted: HashSet<_> = accepted.map(|first| key(&first.packet)).collect();
         for (topic, record, reason) in expected.0.iter().flat_map(|partition| &partition.refused) {
             let found = letters.remove(&expected::place(topic, record)).unwrap_or_default();
             let number = self.number(record);
