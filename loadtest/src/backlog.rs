@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::reader;
@@ -80,10 +82,10 @@ impl Group {
     fn written(&self) -> Result<Vec<u64>> {
         let mut written = Vec::new();
         for topic in &self.topics {
-            let now = watermarks(&self.consumer, &topic.name, topic.starts.len() as i32)?;
+            let now = ends(&self.consumer, &topic.name, topic.starts.len() as i32)?;
             written.resize(written.len().max(now.len()), 0);
-            for (sum, ((_, high), end)) in written.iter_mut().zip(now.into_iter().zip(&topic.ends)) {
-                *sum += (high - end).max(0) as u64;
+            for (sum, (now, then)) in written.iter_mut().zip(now.into_iter().zip(&topic.ends)) {
+                *sum += (now - then).max(0) as u64;
             }
         }
         Ok(written)
@@ -132,6 +134,24 @@ fn watermarks(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<V
         ends.with_context(|| format!("cannot read the ends of {topic}/{partition}"))
     });
     ends.collect()
+}
+
+/// Where every partition ends. In one request to each broker: what is watched is being measured, and shares its machine with this.
+fn ends(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>> {
+    let mut wanted = TopicPartitionList::with_capacity(partitions as usize);
+    for partition in 0..partitions {
+        wanted.add_partition_offset(topic, partition, Offset::End)?;
+    }
+    let unknown = || format!("cannot read the ends of {topic}");
+    let answer = consumer.offsets_for_times(wanted, PATIENCE).with_context(unknown)?;
+    let end = |partition: TopicPartitionListElem<'_>| {
+        partition.error()?;
+        match partition.offset() {
+            Offset::Offset(end) => Ok(end),
+            _ => Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset)),
+        }
+    };
+    answer.elements().into_iter().map(end).collect::<KafkaResult<_>>().with_context(unknown)
 }
 
 fn partition_count(consumer: &BaseConsumer, topic: &str) -> Result<i32> {

@@ -8,7 +8,6 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use coderelay_runtime::config::Assignment;
 use coderelay_runtime::lifecycle::shutdown_signal;
-use coderelay_schemas::topics::PARTITIONS;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -261,7 +260,7 @@ impl RunArgs {
                 let target = limits::Target {
                     bootstrap_servers: endpoints.kafka.clone(),
                     cql_contact: endpoints.cql.clone(),
-                    partitions: PARTITIONS,
+                    partitions: scenario.partitions,
                     replicas: 1,
                     span: Span { warm_up: Duration::from_secs(2), measured: Duration::from_secs(3) },
                 };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, ensure};
 use coderelay_devstack::{CommitLog, Jit, Launch, Observer, Patience, Probe, REGIONS, Regions, Stack, free_port};
 use coderelay_schemas::cql;
-use coderelay_schemas::topics::{PARTITIONS, TopicNames};
+use coderelay_schemas::topics::TopicNames;
 use tokio::task::AbortHandle;
 
 use crate::deployment::{Endpoints, GROUP, url};
@@ -53,6 +53,7 @@ impl Devstack {
         // A store of one node that is killed has nobody to get back from what its disk has not.
         let commit_log = if hits(Target::Region) { CommitLog::Synced } else { CommitLog::Periodic };
         let each = Stack::builder().cql(true).commit_log(commit_log).jit(Jit::Full).linked(cuts);
+        let each = each.partitions(scenario.partitions);
         let properties = scenario.mirrormaker.iter();
         let each = properties.fold(each, |each, (name, value)| each.mirror_property(name, value));
         let servers = Arc::new(Servers::Regions(Box::new(Regions::start(each).await?)));
@@ -106,7 +107,7 @@ impl Devstack {
             None => (TopicNames::with_suffix(&format!("-{run}")), format!("-{run}")),
         };
         if stack.region().is_none() {
-            stack.create_topics(&topics, PARTITIONS).await?;
+            stack.create_topics(&topics, scenario.partitions).await?;
         }
         let keyspace = format!("{}{}", cql::KEYSPACE, suffix.replace('-', "_"));
         stack.create_keyspace(&keyspace).await?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use coderelay_runtime::config::{self, Assignment, HumanDuration, HumanSize, Mistakes, Sources};
+use coderelay_schemas::topics::PARTITIONS;
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct Scenario {
     /// 1, or 2 that mirror each other: the streams are dealt out over both, one that breaks goes to the other, and both are audited.
     #[garde(range(min = 1, max = 2), custom(of_pipeline(self.subject)))]
     pub regions: usize,
+    /// Partitions of every topic; on a stack of its own. Each is a request of its own in every transaction that touches it.
+    #[garde(range(min = 1, max = 1000))]
+    pub partitions: i32,
     /// How much is sent, and when.
     #[garde(dive)]
     pub load: Load,
@@ -98,6 +102,7 @@ impl Default for Scenario {
             description: String::new(),
             subject: Subject::default(),
             regions: 1,
+            partitions: PARTITIONS,
             load: Load::default(),
             corpus: Packets::default(),
             repeats: None,

@@ -51,6 +51,7 @@ fn a_mistake_names_key_value_and_what_is_allowed() {
             &["faults", "region = 2"],
         ),
         ("regions = 3", &["regions", "3"]),
+        ("partitions = 0", &["partitions", "1"]),
         ("regions = 2\nsubject = \"ingest\"", &["regions", "pipeline"]),
         ("[load]\nack = \"both\"", &["load.ack", "both", "mirrored"]),
         ("[burst]\nat = \"1s\"\nduration = \"1s\"\nrate = 9.0", &["burst", "load.rate"]),

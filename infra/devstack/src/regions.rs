@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coderelay_schemas::topics::{PARTITIONS, TopicNames};
+use coderelay_schemas::topics::TopicNames;
 
 use crate::direction::Cluster;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// Starts a stack like `each` for either region, creates the topics with the contract's partitions, starts `MirrorMaker` and waits
+    /// Starts a stack like `each` for either region, creates the topics, starts `MirrorMaker` and waits
     /// until a heartbeat arrives both ways.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Regions {
         let stacks = REGIONS.iter().zip(0..).map(|(name, index)| each.region(name, index, folder.path()).start());
         let stacks = futures::future::try_join_all(stacks).await?;
         for stack in &stacks {
-            stack.create_topics(&TopicNames::default(), PARTITIONS).await?;
+            stack.create_topics(&TopicNames::default(), each.partitions_of_topics()).await?;
         }
         let clusters = [0, 1].map(|index: usize| Cluster {
             name: REGIONS[index].to_owned(),

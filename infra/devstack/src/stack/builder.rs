@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use coderelay_schemas::topics::PARTITIONS;
+
 use super::{Stack, process_name};
 use crate::cassandra::CommitLog;
 use crate::error::{Error, Result};
@@ -29,6 +31,7 @@ pub struct Builder {
     jit: Jit,
     secured: bool,
     linked: bool,
+    partitions: i32,
     broker_properties: String,
     cql_settings: String,
     mirror_properties: String,
@@ -49,6 +52,7 @@ impl Builder {
             jit: Jit::Quick,
             secured: false,
             linked: false,
+            partitions: PARTITIONS,
             broker_properties: String::new(),
             cql_settings: String::new(),
             mirror_properties: String::new(),
@@ -111,6 +115,13 @@ impl Builder {
     #[must_use]
     pub fn linked(mut self, linked: bool) -> Self {
         self.linked = linked;
+        self
+    }
+
+    /// Partitions of the topics that [`Regions`](crate::Regions) creates. Default: the contract's.
+    #[must_use]
+    pub fn partitions(mut self, partitions: i32) -> Self {
+        self.partitions = partitions;
         self
     }
 
@@ -195,6 +206,10 @@ impl Builder {
 
     pub(crate) fn jit_of_start(&self) -> Jit {
         self.jit
+    }
+
+    pub(crate) fn partitions_of_topics(&self) -> i32 {
+        self.partitions
     }
 
     pub(crate) fn mirror_properties(&self) -> &str {
