@@ -105,7 +105,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired.
+    /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired, unless a younger copy
+    /// follows in the same batch.
     ///
     /// # Errors
     /// When they come from more topics than are told apart.
@@ -120,8 +121,27 @@ impl Plan {
             None => decode(record, limits).map_or_else(Fate::Rejected, |packet| Fate::Accepted(Box::new(packet))),
         };
         let mut plan = Self { fates: batch.records().iter().map(fate).collect() };
+        plan.spare(batch, limits);
         plan.judge(batch, memory)?;
         Ok(plan)
+    }
+
+    /// Takes back the expiry of what has a younger copy in the batch. Were that one accepted and its row written, and the batch then begun
+    /// anew when nothing expires any more, the older would be accepted and the row stay that of the younger: of another content, perhaps.
+    fn spare(&mut self, batch: &Batch, limits: &PacketLimits) {
+        let key = |fate: &Fate| if let Fate::Accepted(packet) = fate { Some(packet.entry.key) } else { None };
+        let young: HashSet<u128> = self.fates.iter().filter_map(key).collect();
+        if young.is_empty() {
+            return;
+        }
+        let expired = |fate: &Fate| matches!(fate, Fate::Rejected(Rejection { reason: DlqReason::Expired, .. }));
+        for (record, fate) in batch.records().iter().zip(&mut self.fates).filter(|(_, fate)| expired(fate)) {
+            if let Ok(packet) = decode(record, limits)
+                && young.contains(&packet.entry.key)
+            {
+                *fate = Fate::Accepted(Box::new(packet));
+            }
+        }
     }
 
     /// Takes duplicates and conflicts out of the accepted packets, partition by partition.
@@ -270,6 +290,9 @@ fn conflict(packet: &Packet) -> Rejection {
 mod tests {
     use super::*;
     use crate::dedup::MAX_TOPICS;
+    use coderelay_schemas::headers::{CHECKED, CHECKED_GZIP};
+    use coderelay_schemas::pb::CodePacket;
+    use prost::Message as _;
 
     fn packet(key: u128, content: &'static [u8]) -> Packet {
         let row = Row {
@@ -303,6 +326,37 @@ mod tests {
 
     fn memory() -> Memory {
         Memory::new(1000, std::time::Duration::from_secs(3600))
+    }
+
+    /// A record as ingest writes it, of a packet that is known by `id`.
+    fn record(id: u8, content: &'static [u8], offset: i64, timestamp_ms: i64) -> Record {
+        let content = content.into();
+        let packet =
+            CodePacket { repo_id: "r".into(), packet_id: vec![id; 16].into(), content, ..CodePacket::default() };
+        let mut headers = crate::record::Headers::default();
+        headers.push(CHECKED, Some(CHECKED_GZIP.as_bytes()));
+        let (source, key, value) = (TopicPartition::new("t", 0), Some("r".into()), Some(packet.encode_to_vec().into()));
+        Record { source, offset, timestamp_ms: Some(timestamp_ms), key, value, headers }
+    }
+
+    #[test]
+    fn what_comes_again_in_the_batch_and_is_young_does_not_expire() {
+        let mut batch = Batch::default();
+        batch.push(record(1, b"one", 0, 100));
+        batch.push(record(2, b"two", 1, 100));
+        batch.push(record(1, b"six", 2, 900));
+        let plan = Plan::of(&batch, &memory(), &PacketLimits::default(), Some(500)).unwrap();
+        assert!(matches!(
+            plan.fates(),
+            [
+                Fate::Accepted(first),
+                Fate::Rejected(Rejection { reason: DlqReason::Expired, .. }),
+                Fate::Conflict { .. }
+            ] if first.row.content == "one"
+        ));
+        // Alone it expires, and so do all copies when all are old.
+        let plan = Plan::of(&batch, &memory(), &PacketLimits::default(), Some(1_000)).unwrap();
+        assert!(plan.rows().is_empty());
     }
 
     const STORED: RowOutcome = RowOutcome::Stored;
