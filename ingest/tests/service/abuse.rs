@@ -1,7 +1,7 @@
 //! Clients that attack with HTTP/2 itself: each costs little memory, and no neighbour waits for long.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coderelay_schemas::pb::PublishBatchRequest;
 use futures::future::join_all;
@@ -23,10 +23,13 @@ const GROWTH: u64 = 64;
 
 const WINDOW: u32 = 65_535;
 
-/// Publishes like any other client until all is committed, retrying what it is told to retry.
-async fn neighbour(world: &World, name: &str) {
+/// Publishes like any other client until all is committed, retrying what it is told to retry. How long its batches took: the median and
+/// the longest, for whoever reads it; how busy the machine is decides too much for a bound.
+async fn neighbour(world: &World, name: &str) -> [Duration; 2] {
     let mut client = world.client().await;
+    let mut took = Vec::new();
     for n in 0..20 {
+        let sent = Instant::now();
         let mut left = packets(&format!("{name} {n}"), 50);
         eventually("the neighbour's packets are committed", async || {
             let batch = PublishBatchRequest { packets: left.clone() };
@@ -42,15 +45,21 @@ async fn neighbour(world: &World, name: &str) {
             left.is_empty()
         })
         .await;
+        took.push(sent.elapsed());
     }
+    took.sort_unstable();
+    [took[took.len() / 2], took[took.len() - 1]]
 }
 
 /// Attacks, with a neighbour at work before, during and after it, and while what the attacker holds is still held.
 async fn withstands<Held>(world: &World, attack: impl Future<Output = Held>) {
-    neighbour(world, "before").await;
+    let undisturbed = neighbour(world, "before").await;
     let before = world.memory();
-    let (held, ()) = tokio::join!(attack, neighbour(world, "during"));
-    neighbour(world, "while it is held").await;
+    let (held, during) = tokio::join!(attack, neighbour(world, "during"));
+    let holding = neighbour(world, "while it is held").await;
+    println!(
+        "a neighbour's batches, median and longest: {undisturbed:?} before, {during:?} during, {holding:?} while it is held"
+    );
     let (peak, after) = (world.peak_memory(), world.memory());
     println!("resident: {before} MiB before, {peak} at most, {after} after");
     assert!(peak - before < GROWTH, "grew from {before} to {peak} MiB");
