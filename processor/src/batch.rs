@@ -105,8 +105,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired, unless a younger copy
-    /// follows in the same batch.
+    /// Decides over every record of `batch`. Records with a timestamp before `expired_before_ms` are expired, unless the batch has a
+    /// younger copy.
     ///
     /// # Errors
     /// When they come from more topics than are told apart.
@@ -354,7 +354,7 @@ mod tests {
                 Fate::Conflict { .. }
             ] if first.row.content == "one"
         ));
-        // Alone it expires, and so do all copies when all are old.
+        // When all copies are old, all expire.
         let plan = Plan::of(&batch, &memory(), &PacketLimits::default(), Some(1_000)).unwrap();
         assert!(plan.rows().is_empty());
     }
