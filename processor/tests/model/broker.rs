@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use coderelay_schemas::dlq::DlqReason;
 use coderelay_schemas::ledger::Entry;
 use processor::record::{Record, TopicPartition};
 
@@ -36,7 +37,7 @@ pub struct Txn {
     /// Marks that are still missing; meaningful once the state is not open.
     pub unmarked: BTreeSet<Mark>,
     pub published: Vec<(Id, u64)>,
-    pub dead: Vec<(TopicPartition, i64)>,
+    pub dead: Vec<(TopicPartition, i64, DlqReason)>,
 }
 
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use coderelay_schemas::dlq::DlqReason;
 use coderelay_schemas::validate::PacketLimits;
 use processor::decode::{Row, decode};
 use processor::dedup::{Judgement, Memory};
@@ -45,7 +46,8 @@ pub fn merge(one: &Row, other: &Row) -> Row {
     }
 }
 
-/// At the end: every packet was published once, every conflict dead-lettered once, and the store and the ledger tell the same.
+/// At the end: every packet of which a record did not expire was published once, every conflict and every record that expired was
+/// dead-lettered once, and the store and the ledger tell the same.
 pub fn check(shared: &Shared) -> Result<(), String> {
     let broker = shared.broker.borrow();
     for (tp, log) in &broker.sources {
@@ -59,30 +61,42 @@ pub fn check(shared: &Shared) -> Result<(), String> {
     for (id, fingerprint) in visible().flat_map(|txn| txn.published.iter()) {
         published.entry(*id).or_default().push(*fingerprint);
     }
-    let mut dead: BTreeMap<(TopicPartition, i64), usize> = BTreeMap::new();
-    for letter in visible().flat_map(|txn| txn.dead.iter()) {
-        *dead.entry(letter.clone()).or_default() += 1;
+    let mut dead: BTreeMap<(TopicPartition, i64), Vec<DlqReason>> = BTreeMap::new();
+    for (source, offset, reason) in visible().flat_map(|txn| txn.dead.iter()) {
+        dead.entry((source.clone(), *offset)).or_default().push(*reason);
     }
     let mut merged: BTreeMap<(String, u128), Row> = BTreeMap::new();
+    let mut expired: BTreeMap<(String, u128), Vec<Row>> = BTreeMap::new();
     let mut firsts: BTreeSet<(&str, u128)> = BTreeSet::new();
     for record in broker.sources.values().flatten() {
         let packet = decode(record, &PacketLimits::default()).map_err(|error| error.detail)?;
+        let letters = dead.remove(&(record.source.clone(), record.offset)).unwrap_or_default();
+        if shared.expires && letters == [DlqReason::Expired] {
+            expired.entry(key(&packet.row)).or_default().push(packet.row);
+            continue;
+        }
         let times = published.get(&packet.entry.key).map_or(0, Vec::len);
         if times != 1 {
             return Err(format!("{:?} was published {times} times", packet.row.packet_id));
         }
         let conflicts = published[&packet.entry.key][0] != packet.entry.fingerprint;
-        let letters = dead.get(&(record.source.clone(), record.offset)).copied().unwrap_or(0);
-        if letters != usize::from(conflicts) {
-            return Err(format!("{}@{} was dead-lettered {letters} times", record.source, record.offset));
+        if letters != vec![DlqReason::IdConflict; usize::from(conflicts)] {
+            return Err(format!("{}@{} was dead-lettered as {letters:?}", record.source, record.offset));
         }
         if firsts.insert((&record.source.topic, packet.entry.key)) {
             merged.entry(key(&packet.row)).and_modify(|row| *row = merge(row, &packet.row)).or_insert(packet.row);
         }
     }
     // Depends on the order within each topic, which a mirror keeps, and on none between them: it is the same in the other region.
-    if *shared.rows.borrow() != merged {
-        return Err(format!("the store has {:?} in place of {merged:?}", shared.rows.borrow()));
+    let mut rows = shared.rows.borrow().clone();
+    // What expires after a crash between its row and its commit keeps its row until another copy is accepted.
+    let left = |key: &(String, u128), row: &Row| expired.get(key).is_some_and(|records| records.contains(row));
+    rows.retain(|key, row| merged.contains_key(key) || !left(key, row));
+    if rows != merged {
+        return Err(format!("the store has {rows:?} in place of {merged:?}"));
+    }
+    if published.len() != merged.len() {
+        return Err("a packet was published of which every record expired".into());
     }
     let mut entries: Vec<(Arc<str>, u128)> = Vec::new();
     for (partition, slots) in &broker.ledger {

@@ -11,7 +11,7 @@ use coderelay_schemas::ledger::Entry;
 use coderelay_schemas::validate::PacketLimits;
 use coderelay_schemas::{headers, pb};
 use processor::batch::BatchLimits;
-use processor::cycle::{Cycle, CycleLimits};
+use processor::cycle::{Cycle, CycleLimits, Expiry};
 use processor::decode::{Row, decode};
 use processor::dedup::Memory;
 use processor::metrics::Metrics;
@@ -25,6 +25,10 @@ use crate::check::{check, check_memory, key, merge};
 use crate::ports::{SimClock, SimLedger, SimSource, SimStore, SimTransaction};
 
 const PROCESSES: usize = 2;
+/// Milliseconds since the epoch at which a schedule begins.
+pub const START_MS: u64 = 1_700_000_000_000;
+/// Where records expire, those that are older, in ms. About two more are produced meanwhile.
+const MAX_AGE_MS: u64 = 4;
 
 /// A deliberate mistake in the world around the cycle, to show that the model would find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,7 @@ pub enum Flaw {
     IgnoredWriteTimes,
     UnnamedTopics,
     NothingWithheld,
+    ClocksRunBack,
 }
 
 type SimCycle = Cycle<SimSource, SimLedger, SimStore, SimTransaction, SimClock>;
@@ -51,6 +56,10 @@ pub struct Shared {
     pub rows: RefCell<BTreeMap<(String, u128), Row>>,
     pub flaw: Flaw,
     pub reuses_ids: bool,
+    /// Whether records expire now and then; there is one region then, and its clocks are right.
+    pub expires: bool,
+    /// Since [`START_MS`].
+    pub time_ms: Cell<u64>,
     slow: bool,
     choices: Vec<u8>,
     at: Cell<usize>,
@@ -224,14 +233,14 @@ fn revive(shared: &Rc<Shared>, number: usize) {
         source: SimSource::join(shared, number),
         ledger: SimLedger { shared: Rc::clone(shared), member: number },
         store: SimStore { shared: Rc::clone(shared) },
-        clock: SimClock { start: Instant::now(), ticks: Cell::new(0) },
+        clock: SimClock { shared: Rc::clone(shared), start: Instant::now(), ticks: Cell::new(0) },
     };
     let limits = CycleLimits {
         batch: BatchLimits { records: 4, bytes: 1 << 20 },
         linger: Duration::from_millis(3),
         window: Duration::from_secs(3600),
         packet: PacketLimits::default(),
-        expiry: None,
+        expiry: shared.expires.then_some(Expiry { backlog: 0, max_age: Duration::from_millis(MAX_AGE_MS) }),
     };
     // A slow pace lets the cycle idle with fetching paused, through which rebalances bring records all the same.
     let ceiling = shared.slow.then_some(0.4);
@@ -241,11 +250,22 @@ fn revive(shared: &Rc<Shared>, number: usize) {
     shared.processes.borrow_mut()[number].as_mut().unwrap().cycle = Some(cycle);
 }
 
+/// The clocks of ingests differ, and two copies may have the same time. Expiry is promised nothing then, so there time goes by.
+fn timestamp_ms(shared: &Shared) -> i64 {
+    if !shared.expires {
+        return (START_MS + shared.choose(4) as u64) as i64;
+    }
+    let now = shared.time_ms.get() + 1 + shared.choose(3) as u64;
+    shared.time_ms.set(now);
+    let wrong = if shared.flaw == Flaw::ClocksRunBack { shared.choose(4) as u64 } else { 0 };
+    (START_MS + now - wrong) as i64
+}
+
 /// Appends a packet, perhaps one that was sent before, perhaps through the other region, perhaps with other content.
 fn produce(shared: &Shared) {
     let number = shared.choose(12) as u8;
     let content = if shared.reuses_ids && shared.chance(6) { b"other".as_slice() } else { b"content".as_slice() };
-    let region = shared.choose(2);
+    let region = if shared.expires { 0 } else { shared.choose(2) };
     let topic = TOPICS[region];
     let partition = i32::from(number) % PARTITIONS;
     let packet = pb::CodePacket {
@@ -263,8 +283,7 @@ fn produce(shared: &Shared) {
     let record = Record {
         source: source.clone(),
         offset: log.len() as i64,
-        // The clocks of ingests differ, and two copies may have the same time.
-        timestamp_ms: Some(1_700_000_000_000 + shared.choose(4) as i64),
+        timestamp_ms: Some(timestamp_ms(shared)),
         key: Some(packet.repo_id.clone().into_bytes().into()),
         value: Some(packet.encode_to_vec().into()),
         headers: checked,
@@ -281,6 +300,8 @@ pub fn run(choices: &[u8], flaw: Flaw) -> Result<(), String> {
         rows: RefCell::default(),
         flaw,
         reuses_ids: choices.first().is_some_and(|choice| choice % 2 == 1),
+        expires: choices.get(2).is_some_and(|choice| choice % 4 == 3),
+        time_ms: Cell::new(0),
         slow: choices.get(1).is_some_and(|choice| choice % 4 == 3),
         choices: choices.to_vec(),
         at: Cell::new(0),

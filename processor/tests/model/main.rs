@@ -1,5 +1,5 @@
 //! The cycle against a simulated Kafka and store, through random schedules of crash, abort, indefinite commit, late markers, time-outs,
-//! rebalances, split assignments and interleaved processes. After every turn: no id in a memory that is not committed. At the end: every
+//! rebalances, split assignments, expiry and interleaved processes. After every turn: no id in a memory that is not committed. At the end: every
 //! packet out exactly once, and in the store the row that the first copies of all topics make, in whatever order those were read.
 //!
 //! `MODEL_SCHEDULES` sets how many schedules, and `MODEL_SEED` the first one's seed.
@@ -126,6 +126,11 @@ fn the_model_catches_a_store_in_which_the_last_write_wins_whatever_its_time() {
 #[test]
 fn the_model_catches_a_ledger_that_does_not_tell_in_which_topic_an_id_was_seen() {
     assert!(catches(Flaw::UnnamedTopics));
+}
+
+#[test]
+fn the_model_catches_clocks_that_run_back_where_records_expire() {
+    assert!(catches(Flaw::ClocksRunBack));
 }
 
 #[test]

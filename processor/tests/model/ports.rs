@@ -15,7 +15,7 @@ use processor::ports::{Clock, Fault, Ledger, Polled, RowOutcome, Source, Store, 
 use processor::record::{Record, TopicPartition};
 
 use crate::broker::{Slot, State, TOPICS, Txn};
-use crate::driver::{Flaw, Shared};
+use crate::driver::{Flaw, START_MS, Shared};
 
 pub struct SimSource {
     shared: Rc<Shared>,
@@ -122,7 +122,7 @@ impl Source for SimSource {
     }
 
     fn backlog(&self) -> u64 {
-        0
+        u64::from(self.shared.expires && self.shared.chance(2))
     }
 }
 
@@ -245,9 +245,10 @@ impl Transaction for SimTransaction {
         Ok(())
     }
 
-    fn dead_letter(&mut self, record: &Record, _: &Rejection) -> Result<(), Fault> {
+    fn dead_letter(&mut self, record: &Record, rejection: &Rejection) -> Result<(), Fault> {
         self.step()?;
-        self.shared.broker.borrow_mut().txns[self.txn].dead.push((record.source.clone(), record.offset));
+        let letter = (record.source.clone(), record.offset, rejection.reason);
+        self.shared.broker.borrow_mut().txns[self.txn].dead.push(letter);
         Ok(())
     }
 
@@ -296,8 +297,9 @@ impl Transaction for SimTransaction {
     }
 }
 
-/// A clock that advances whenever it is read.
+/// A clock that advances whenever it is read; its time of day is that of the producers.
 pub struct SimClock {
+    pub shared: Rc<Shared>,
     pub start: Instant,
     pub ticks: Cell<u32>,
 }
@@ -309,7 +311,7 @@ impl Clock for SimClock {
     }
 
     fn wall(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+        UNIX_EPOCH + Duration::from_millis(START_MS + self.shared.time_ms.get())
     }
 
     fn sleep(&self, duration: Duration) {
