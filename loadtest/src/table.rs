@@ -32,7 +32,17 @@ const INTERVAL: Duration = Duration::from_millis(1);
 /// Longest time between two looks, as a part of the time it was looked for: the answer is late by no more than that.
 const LATENESS: u32 = 20;
 
-type Row<'a> = (&'a str, CqlDate, &'a [u8], &'a [u8], Option<HashMap<&'a str, &'a str>>, CqlTimestamp);
+type Row<'a> = (
+    &'a str,
+    CqlDate,
+    &'a [u8],
+    &'a [u8],
+    Option<HashMap<&'a str, &'a str>>,
+    CqlTimestamp,
+    CqlTimestamp,
+    Option<&'a str>,
+    i64,
+);
 
 /// The table of a keyspace.
 #[derive(Debug)]
@@ -87,7 +97,7 @@ impl Table {
                 self.session.execute_single_page(&scan, range, page).await.context("cannot scan the table")?;
             let result = result.into_rows_result()?;
             for row in result.rows::<Row<'_>>()? {
-                let (repo_id, _, packet_id, content, metadata, created_at) = row?;
+                let (repo_id, _, packet_id, content, metadata, created_at, ..) = row?;
                 audit.stored(&Found {
                     repo_id,
                     packet_id,

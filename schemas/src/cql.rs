@@ -49,7 +49,7 @@ pub fn scan_ids(keyspace: &str) -> String {
 }
 
 /// Reads the packets of one token range in full, for audits. Binds the token before the range and the last one of it; yields
-/// `repo_id, day, packet_id, content, metadata, created_at`.
+/// [`COLUMNS`] and the write time, in microseconds.
 pub fn scan_rows(keyspace: &str) -> String {
     statement(include_str!("../cql/scan_rows.cql"), keyspace)
 }

@@ -48,14 +48,32 @@ pub(crate) struct MirrorStatus {
     /// When the youngest heartbeat of the source that has arrived in the target was written, in milliseconds since the epoch.
     #[serde(skip)]
     pub(crate) heartbeat: Option<i64>,
-    /// Its age; none has arrived where absent.
+    /// Its age; none has arrived where absent, or the target does not answer.
     pub(crate) heartbeat_ms: Option<i64>,
-    /// Packets in the source that were not mirrored when `MirrorMaker` noted its offsets: every 20 ms, as it is configured here.
-    pub(crate) behind: i64,
+    /// Packets in the source that were not mirrored when `MirrorMaker` noted its offsets: every 20 ms, as it is configured here. Unknown
+    /// where absent, like the next.
+    pub(crate) behind: Option<i64>,
     /// Age of the oldest of them; 0 where there is none.
-    pub(crate) behind_ms: i64,
+    pub(crate) behind_ms: Option<i64>,
     /// How often the supervisor of the `MirrorMaker` that writes to the target has started it again; unknown where absent.
     pub(crate) restarts: Option<u64>,
+    /// Why anything above could not be had: which region does not answer.
+    pub(crate) trouble: Option<String>,
+}
+
+/// What has arrived in the target.
+#[derive(Debug, Default)]
+struct Arrived {
+    tasks: BTreeMap<String, String>,
+    heartbeat: Option<i64>,
+    mirrored: Offsets,
+}
+
+/// What has not: how many packets, and when the oldest was written.
+#[derive(Clone, Copy, Debug)]
+struct Lag {
+    records: i64,
+    oldest: Option<i64>,
 }
 
 impl Direction {
@@ -70,53 +88,72 @@ impl Direction {
         })
     }
 
-    /// Asks the brokers of both regions, and the supervisor's file; blocks.
-    ///
-    /// # Errors
-    /// When one of them does not answer. Topics that `MirrorMaker` has not made yet, and a file that is not there, are no error.
-    pub(crate) fn status(&self) -> anyhow::Result<MirrorStatus> {
-        let Self { source, target, from, to, .. } = self;
-        let mut tasks = BTreeMap::new();
-        each(to, &topic::status(source), Position::Earliest, |record| {
-            note_task(&mut tasks, record.key(), record.payload());
-        })?;
-        let packets = from.topics().packets;
-        let mirrored = match SourceOffsets::read(to, source) {
-            Err(error) if is_missing(&error) => Offsets::new(),
-            read => read?.mirrored(&packets),
+    /// Asks the brokers of both regions, and the supervisor's file; blocks. What cannot be had is absent, and the reason is said: this is
+    /// asked most when a region is away. Topics that `MirrorMaker` has not made yet, and a file that is not there, are no trouble.
+    pub(crate) fn status(&self) -> MirrorStatus {
+        let arrived = self.arrived().with_context(|| self.target.clone());
+        let lag = match &arrived {
+            Ok(arrived) => self.lag(&arrived.mirrored).map(Some).with_context(|| self.source.clone()),
+            Err(_) => Ok(None),
         };
-        let reader = Reader::open(from, &packets)?;
-        let (lows, ends) = (reader.resolve(Position::Earliest)?, reader.ends()?);
-        let waiting = waiting(&lows, &ends, &mirrored);
-        let oldest = oldest(&reader, &waiting)?;
-        let mut heartbeat = None;
-        each(to, &topic::mirrored(source, HEARTBEATS), Position::Last(10), |record| {
-            heartbeat = heartbeat.max(record.timestamp().to_millis());
-        })?;
-        let restarts = match &self.restarts {
-            Some(file) => restarts::read(file).with_context(|| file.display().to_string())?,
-            None => None,
-        };
+        let restarts = self.restarts();
+        let troubles = [arrived.as_ref().err(), lag.as_ref().err(), restarts.as_ref().err()];
+        let troubles: Vec<String> = troubles.into_iter().flatten().map(|error| format!("{error:#}")).collect();
+        let arrived = arrived.unwrap_or_default();
+        let lag = lag.ok().flatten();
         let now = millis(SystemTime::now());
         let age = |since: i64| (now - since).max(0);
-        Ok(MirrorStatus {
-            source: source.clone(),
-            target: target.clone(),
-            tasks,
-            heartbeat,
-            heartbeat_ms: heartbeat.map(age),
-            behind: waiting.iter().map(|(partition, next)| ends[partition] - next).sum(),
-            behind_ms: oldest.map_or(0, age),
-            restarts,
-        })
+        MirrorStatus {
+            source: self.source.clone(),
+            target: self.target.clone(),
+            tasks: arrived.tasks,
+            heartbeat: arrived.heartbeat,
+            heartbeat_ms: arrived.heartbeat.map(age),
+            behind: lag.map(|lag| lag.records),
+            behind_ms: lag.map(|lag| lag.oldest.map_or(0, age)),
+            restarts: restarts.ok().flatten(),
+            trouble: (!troubles.is_empty()).then(|| troubles.join("; ")),
+        }
+    }
+
+    /// What the target's brokers tell.
+    fn arrived(&self) -> anyhow::Result<Arrived> {
+        let Self { source, to, .. } = self;
+        let mut arrived = Arrived::default();
+        each(to, &topic::status(source), Position::Earliest, |record| {
+            note_task(&mut arrived.tasks, record.key(), record.payload());
+        })?;
+        each(to, &topic::mirrored(source, HEARTBEATS), Position::Last(10), |record| {
+            arrived.heartbeat = arrived.heartbeat.max(record.timestamp().to_millis());
+        })?;
+        arrived.mirrored = match SourceOffsets::read(to, source) {
+            Err(error) if is_missing(&error) => Offsets::new(),
+            read => read?.mirrored(&self.from.topics().packets),
+        };
+        Ok(arrived)
+    }
+
+    /// What waits in the source behind what is mirrored.
+    fn lag(&self, mirrored: &Offsets) -> anyhow::Result<Lag> {
+        let reader = Reader::open(&self.from, &self.from.topics().packets)?;
+        let (lows, ends) = (reader.resolve(Position::Earliest)?, reader.ends()?);
+        let waiting = waiting(&lows, &ends, mirrored);
+        let records = waiting.iter().map(|(partition, next)| ends[partition] - next).sum();
+        Ok(Lag { records, oldest: oldest(&reader, &waiting)? })
+    }
+
+    /// What the supervisor has counted.
+    fn restarts(&self) -> anyhow::Result<Option<u64>> {
+        let Some(file) = &self.restarts else { return Ok(None) };
+        restarts::read(file).with_context(|| file.display().to_string())
     }
 }
 
 impl MirrorStatus {
-    /// Whether every task runs and a young heartbeat has arrived.
+    /// Whether both regions answer, every task runs and a young heartbeat has arrived.
     pub(crate) fn is_well(&self) -> bool {
         let running = !self.tasks.is_empty() && self.tasks.values().all(|said| is_running(said));
-        running && self.heartbeat_ms.is_some_and(|age| age < STILL)
+        self.trouble.is_none() && running && self.heartbeat_ms.is_some_and(|age| age < STILL)
     }
 }
 
@@ -126,23 +163,39 @@ pub(crate) fn is_running(said: &str) -> bool {
 }
 
 impl Row for MirrorStatus {
-    const HEADER: &'static [&'static str] =
-        &["direction", "tasks", "last heartbeat", "packets behind", "oldest of them", "supervisor's restarts"];
+    const HEADER: &'static [&'static str] = &[
+        "direction",
+        "tasks",
+        "last heartbeat",
+        "packets behind",
+        "oldest of them",
+        "supervisor's restarts",
+        "trouble",
+    ];
 
     fn cells(&self) -> Vec<String> {
         let running = self.tasks.values().filter(|said| is_running(said)).count();
         let troubled =
             self.tasks.iter().filter(|(_, said)| !is_running(said)).map(|(name, said)| format!("{name} {said}"));
         let tasks = [format!("{running} running")].into_iter().chain(troubled).collect::<Vec<_>>().join(", ");
-        let heartbeat = self.heartbeat_ms.map_or("none has arrived".to_owned(), |age| format!("{age} ms ago"));
-        let oldest = if self.behind == 0 { "-".to_owned() } else { format!("{} ms", self.behind_ms) };
+        let unknown = || "unknown".to_owned();
+        let heartbeat = match self.heartbeat_ms {
+            Some(age) => format!("{age} ms ago"),
+            None if self.trouble.is_some() => unknown(),
+            None => "none has arrived".to_owned(),
+        };
+        let oldest = match self.behind {
+            Some(0) => "-".to_owned(),
+            _ => self.behind_ms.map_or_else(unknown, |age| format!("{age} ms")),
+        };
         vec![
             format!("{}->{}", self.source, self.target),
             tasks,
             heartbeat,
-            self.behind.to_string(),
+            self.behind.map_or_else(unknown, |records| records.to_string()),
             oldest,
-            self.restarts.map_or_else(|| "unknown".to_owned(), |restarts| restarts.to_string()),
+            self.restarts.map_or_else(unknown, |restarts| restarts.to_string()),
+            self.trouble.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     }
 }
@@ -231,12 +284,14 @@ mod tests {
             tasks: tasks("RUNNING"),
             heartbeat: Some(0),
             heartbeat_ms: Some(900),
-            behind: 100_000,
-            behind_ms: 70_000,
+            behind: Some(100_000),
+            behind_ms: Some(70_000),
             restarts: None,
+            trouble: None,
         };
         assert!(well().is_well());
         assert!(!MirrorStatus { heartbeat_ms: Some(STILL), ..well() }.is_well());
+        assert!(!MirrorStatus { trouble: Some("us-east: away".into()), behind: None, ..well() }.is_well());
         assert!(!MirrorStatus { heartbeat_ms: None, ..well() }.is_well());
         assert!(!MirrorStatus { tasks: BTreeMap::new(), ..well() }.is_well());
         assert!(!MirrorStatus { tasks: tasks("FAILED: big"), ..well() }.is_well());

@@ -36,7 +36,7 @@ pub(crate) struct WatchArgs {
 #[derive(Clone, Debug)]
 struct Seen {
     labels: [KeyValue; 2],
-    /// Of the last look, where both regions answered.
+    /// Of the last look; none before the first.
     status: Option<MirrorStatus>,
     /// When the youngest heartbeat that ever arrived was written. Its age grows also while a region does not answer.
     heartbeat: Option<i64>,
@@ -67,8 +67,8 @@ pub(crate) async fn run(args: WatchArgs, connection: &Connection, output: &mut O
                 _ = interrupted.recv() => return Ok(Exit::Success),
                 _ = terminated.recv() => return Ok(Exit::Success),
             };
-            say(index, direction, &looked, &mut said, output)?;
-            sights.note(index, looked.ok());
+            say(index, &looked, &mut said, output)?;
+            sights.note(index, looked);
         }
         readiness.set("look", Ok::<(), String>(()));
         tokio::select! {
@@ -84,20 +84,22 @@ pub(crate) async fn run(args: WatchArgs, connection: &Connection, output: &mut O
 /// Says how a direction is when that has changed.
 fn say(
     index: usize,
-    direction: &Direction,
-    looked: &anyhow::Result<MirrorStatus>,
-    said: &mut BTreeMap<usize, Option<bool>>,
+    looked: &MirrorStatus,
+    said: &mut BTreeMap<usize, (bool, bool)>,
     output: &mut Output,
 ) -> anyhow::Result<()> {
-    let well = looked.as_ref().ok().map(MirrorStatus::is_well);
-    if said.insert(index, well) == Some(well) {
-        return Ok(());
-    }
-    match looked {
-        Ok(status) => output.stream(status)?,
-        Err(error) => remark(&format!("{}->{}: {error:#}", direction.source, direction.target)),
+    let now = (looked.is_well(), looked.trouble.is_some());
+    if said.insert(index, now) != Some(now) {
+        output.stream(looked)?;
     }
     Ok(())
+}
+
+impl Seen {
+    /// Whether both regions answered at the last look.
+    fn is_up(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.trouble.is_none())
+    }
 }
 
 impl Sights {
@@ -114,13 +116,11 @@ impl Sights {
         Self(Arc::new(Mutex::new(directions.iter().map(seen).collect())))
     }
 
-    fn note(&self, index: usize, status: Option<MirrorStatus>) {
+    fn note(&self, index: usize, status: MirrorStatus) {
         if let Some(seen) = self.lock().get_mut(index) {
-            if let Some(status) = &status {
-                seen.heartbeat = seen.heartbeat.max(status.heartbeat);
-                seen.restarts = status.restarts.or(seen.restarts);
-            }
-            seen.status = status;
+            seen.heartbeat = seen.heartbeat.max(status.heartbeat);
+            seen.restarts = status.restarts.or(seen.restarts);
+            seen.status = Some(status);
         }
     }
 
@@ -147,12 +147,12 @@ impl Sights {
         meter
             .u64_observable_gauge("coderelay.mirror.up")
             .with_description("Whether the brokers of both regions answered at the last look")
-            .with_callback(self.observing(|seen| Some(u64::from(seen.status.is_some()))))
+            .with_callback(self.observing(|seen| Some(u64::from(seen.is_up()))))
             .build();
         meter
             .i64_observable_gauge("coderelay.mirror.lag_records")
             .with_description("Packets in the source that are not mirrored; absent while a region does not answer")
-            .with_callback(self.observing(|seen| Some(seen.status.as_ref()?.behind)))
+            .with_callback(self.observing(|seen| seen.status.as_ref()?.behind))
             .build();
         meter
             .f64_observable_gauge("coderelay.mirror.lag")
@@ -160,7 +160,7 @@ impl Sights {
             .with_description(
                 "Age of the oldest packet that is not mirrored; 0 where all are, absent while a region does not answer",
             )
-            .with_callback(self.observing(|seen| Some(seconds(seen.status.as_ref()?.behind_ms))))
+            .with_callback(self.observing(|seen| seen.status.as_ref()?.behind_ms.map(seconds)))
             .build();
         meter
             .f64_observable_gauge("coderelay.mirror.canary.age")
@@ -178,7 +178,7 @@ impl Sights {
         let sights = self.clone();
         meter
             .u64_observable_gauge("coderelay.mirror.task_running")
-            .with_description("Whether a task runs; absent while a region does not answer")
+            .with_description("Whether a task runs; absent while its target does not answer")
             .with_callback(move |observer| {
                 for seen in sights.lock().iter() {
                     for (task, said) in seen.status.iter().flat_map(|status| &status.tasks) {

@@ -22,6 +22,10 @@ pub struct Row {
     pub metadata: BTreeMap<String, String>,
     /// Its column, in milliseconds since 1970.
     pub created_at: i64,
+    /// Its column, likewise.
+    pub ingested_at: i64,
+    /// Its column.
+    pub region: Option<String>,
     /// When it was written by CQL's reckoning, in microseconds since 1970.
     pub written: i64,
 }
@@ -118,26 +122,25 @@ fn entries(records: &[Record]) -> Result<Vec<Remembered>> {
 }
 
 async fn rows(region: &Region<'_>) -> Result<Vec<(Key, Row)>> {
-    type Written = (String, CqlDate, Vec<u8>, i64);
-    type Full = (String, CqlDate, Vec<u8>, Vec<u8>, Option<BTreeMap<String, String>>, CqlTimestamp);
+    type Metadata = Option<BTreeMap<String, String>>;
+    type Columns = (String, CqlDate, Vec<u8>, Vec<u8>, Metadata, CqlTimestamp, CqlTimestamp, Option<String>, i64);
     let keyspace = &region.identity.keyspace;
     // Anew: a session that has seen the store die waits before it tries again.
     let session = Box::pin(region.stack.cql_session()).await?;
-    let result = session.query_unpaged(cql::scan_ids(keyspace), ()).await?.into_rows_result()?;
-    let mut written = BTreeMap::new();
-    for row in result.rows::<Written>()? {
-        let (repo_id, day, packet_id, time) = row?;
-        written.insert((repo_id, day.0, packet_id), time);
-    }
     let all = (i64::MIN, i64::MAX);
     let result = session.query_unpaged(cql::scan_rows(keyspace), all).await?.into_rows_result()?;
-    let rows = result.rows::<Full>()?.map(|row| {
-        let (repo_id, day, packet_id, content, metadata, created_at) = row?;
-        let key = (repo_id, day.0, packet_id);
-        let written = written.get(&key).copied().context("a row came while the table was read")?;
-        let row =
-            Row { day: key.1, content, metadata: metadata.unwrap_or_default(), created_at: created_at.0, written };
-        Ok(((key.0, key.2), row))
+    let rows = result.rows::<Columns>()?.map(|row| {
+        let (repo_id, day, packet_id, content, metadata, created_at, ingested_at, region, written) = row?;
+        let row = Row {
+            day: day.0,
+            content,
+            metadata: metadata.unwrap_or_default(),
+            created_at: created_at.0,
+            ingested_at: ingested_at.0,
+            region,
+            written,
+        };
+        Ok(((repo_id, packet_id), row))
     });
     rows.collect()
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use coderelay_schemas::dlq::{self, DlqReason};
+use coderelay_schemas::headers;
 use coderelay_schemas::pb::CodePacket;
 use prost::Message as _;
 
@@ -50,15 +51,16 @@ impl<'a> Expected<'a> {
         Self(partitions.collect())
     }
 
-    /// The rows of the store: in every column the latest of what was written, and of two at one time the larger.
+    /// The rows of the store.
     pub fn rows(&self) -> BTreeMap<Key, Row> {
         let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
         for First { record, packet, .. } in self.0.iter().flat_map(|partition| partition.firsts.iter().flatten()) {
             let row = row(record, packet);
-            let later = |known: &Row| (row.written, &row.content) > (known.written, &known.content);
-            if rows.get(&key(packet)).is_none_or(later) {
-                rows.insert(key(packet), row);
-            }
+            let merged = match rows.remove(&key(packet)) {
+                Some(known) => merge(known, row),
+                None => row,
+            };
+            rows.insert(key(packet), merged);
         }
         rows
     }
@@ -163,6 +165,16 @@ fn row(record: &Record, packet: &CodePacket) -> Row {
         content: packet.content.to_vec(),
         metadata: packet.metadata.clone().into_iter().collect(),
         created_at: created_at.seconds * 1000 + i64::from(created_at.nanos) / 1_000_000,
+        ingested_at: record.timestamp.unwrap_or_default(),
+        region: record.header(headers::REGION).map(str::to_owned),
         written: record.timestamp.unwrap_or_default() * 1000,
     }
+}
+
+/// What CQL makes of two writes of one row: in every column the later, and of two at one time the larger. The columns that the plan's
+/// packets can differ in at one time are the content and the region.
+fn merge(one: Row, other: Row) -> Row {
+    let at_once = (one.written == other.written).then(|| one.region.clone().max(other.region.clone()));
+    let later = if (one.written, &one.content) < (other.written, &other.content) { other } else { one };
+    Row { region: at_once.unwrap_or_else(|| later.region.clone()), ..later }
 }

@@ -182,6 +182,8 @@ fn a_row_that_is_missing_wrong_or_too_many_is_found() {
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.written += 1), [Kind::Stored]);
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.day += 1), [Kind::Stored]);
     assert_eq!(spoilt(|case| case.evidence.rows[0].1.metadata.clear()), [Kind::Stored]);
+    assert_eq!(spoilt(|case| case.evidence.rows[0].1.ingested_at += 1), [Kind::Stored]);
+    assert_eq!(spoilt(|case| case.evidence.rows[0].1.region = None), [Kind::Stored]);
 }
 
 #[test]

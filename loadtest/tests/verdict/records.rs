@@ -75,6 +75,8 @@ pub(crate) fn row(packets: &Packets, record: &Record, version: Version) -> (Key,
         content: packet.content.to_vec(),
         metadata: packet.metadata.clone().into_iter().collect(),
         created_at: NOW as i64,
+        ingested_at: record.timestamp.unwrap(),
+        region: record.header("region").map(str::to_owned),
         written: record.timestamp.unwrap() * 1000,
     };
     ((packet.repo_id, packet.packet_id.to_vec()), row)

@@ -20,11 +20,16 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
+        Self::apart(10)
+    }
+
+    /// Where eu-west's clock is so many milliseconds ahead of us-east's.
+    fn apart(ahead: i64) -> Self {
         let packets = packets();
         let sent = [vec![version(0, 0), version(1, 0), version(2, 0)], vec![version(1, 0), version(2, 1)]];
         let [east, west] = [0, 1].map(|region: usize| {
             let sent = (0..).zip(&sent[region]);
-            let later = 10 * region as i64;
+            let later = ahead * region as i64;
             let records = sent
                 .map(|(offset, version)| records::record(&packets, NAMES[region], offset, offset + later, *version));
             records.collect::<Vec<_>>()
@@ -133,6 +138,21 @@ fn a_row_that_only_one_region_has_so_is_found() {
     });
     assert_eq!(kinds, [Kind::Stored]);
     assert_eq!(spoilt(|case| drop(case.regions[1].rows.remove(0))), [Kind::Stored]);
+}
+
+#[test]
+fn of_rows_that_were_written_at_once_each_column_is_the_larger() {
+    let mut case = Case::apart(1);
+    let west = case.regions[1].sources[0].records[0].clone();
+    let contents = [0, 1].map(|content| row(&case.packets, &west[1], version(2, content)));
+    let larger = contents.into_iter().max_by_key(|(_, row)| row.content.clone()).unwrap();
+    for region in &mut case.regions {
+        region.rows[1] = row(&case.packets, &west[0], version(1, 0));
+        region.rows[2] = larger.clone();
+    }
+    assert_eq!(case.verdict(), []);
+    case.regions[1].rows[1].1.region = Some("east".into());
+    assert_eq!(case.verdict(), [Kind::Stored]);
 }
 
 #[test]

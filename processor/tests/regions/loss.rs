@@ -58,7 +58,16 @@ async fn scenario(regions: &Regions) {
     let acknowledged = |endpoint: usize| summary["summary"]["endpoints"][endpoint]["committed"].as_u64().unwrap();
     assert!(acknowledged(0) > 0 && acknowledged(1) > 0, "both have taken some: {summary:#}");
 
-    assert_eq!(relayctl(&status).await.0, Exit::Failure, "a region is away");
+    let (exit, directions) = relayctl(&status).await;
+    assert_eq!(exit, Exit::Failure, "a region is away");
+    assert!(
+        directions[0]["tasks"]["MirrorSourceConnector-0"].is_string(),
+        "the other tells how the mirror is: {directions:#}"
+    );
+    assert!(directions[0]["heartbeat_ms"].is_u64() && directions[0]["behind"].is_null(), "{directions:#}");
+    for direction in directions.as_array().unwrap() {
+        assert!(direction["trouble"].as_str().unwrap().starts_with("us-east: "), "{direction:#}");
+    }
 
     east.restart().await;
     equal([&east, &west], SHARED + UNDER_FIRE).await;
