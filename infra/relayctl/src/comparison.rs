@@ -57,6 +57,9 @@ impl Published {
     }
 }
 
+/// What one region has dead-lettered, by repository and id, with the reason.
+pub(crate) type DeadLettered = BTreeMap<(String, PacketId), String>;
+
 /// Where something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -104,7 +107,7 @@ pub(crate) struct Comparison {
     pub(crate) stored: [u64; 2],
     /// Ids that were used for different content in the two regions: by design each has published the one it saw first.
     pub(crate) conflicts: u64,
-    /// Packets that a producer was told are taken, and that neither has published.
+    /// Packets that a producer was told are taken, and that neither has published or dead-lettered.
     pub(crate) lost: u64,
     /// What is not the same, or not once.
     pub(crate) differences: Vec<Difference>,
@@ -147,19 +150,29 @@ impl Comparison {
     }
 
     /// Looks for packets that were acknowledged, whenever that was.
-    pub(crate) fn receipts(&mut self, acknowledged: &BTreeSet<(String, PacketId)>, published: &[Published; 2]) {
-        for packet in acknowledged {
-            if published.iter().all(|published| !published.0.contains_key(packet)) {
-                self.lost += 1;
-                self.differences.push(Difference {
-                    ingested_at: String::new(),
-                    region: self.names.join(", "),
-                    place: Place::Topic,
-                    what: "acknowledged, and in neither region".into(),
-                    repo_id: packet.0.clone(),
-                    packet_id: packet.1.to_string(),
-                });
-            }
+    pub(crate) fn receipts(
+        &mut self,
+        acknowledged: &BTreeSet<(String, PacketId)>,
+        published: &[Published; 2],
+        dead_lettered: &[DeadLettered; 2],
+    ) {
+        let unpublished = |packet: &&_| published.iter().all(|published| !published.0.contains_key(packet));
+        for packet in acknowledged.iter().filter(unpublished) {
+            let mut letters = self.names.iter().zip(dead_lettered);
+            let letter = letters.find_map(|(region, letters)| Some((region, letters.get(packet)?)));
+            let (region, what) = match letter {
+                Some((region, reason)) => (region.clone(), format!("acknowledged, and dead-lettered: {reason}")),
+                None => (self.names.join(", "), "acknowledged, and in neither region".to_owned()),
+            };
+            self.lost += u64::from(letter.is_none());
+            self.differences.push(Difference {
+                ingested_at: String::new(),
+                region,
+                place: Place::Topic,
+                what,
+                repo_id: packet.0.clone(),
+                packet_id: packet.1.to_string(),
+            });
         }
     }
 
@@ -291,13 +304,18 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_was_acknowledged_and_is_nowhere_is_lost() {
+    fn a_packet_that_was_acknowledged_and_is_nowhere_is_lost_and_a_dead_letter_is_not() {
         let mut comparison = comparison();
         let published = [published(&[(1, b"a", 1_000)]), published(&[(2, b"a", 5)])];
-        let acknowledged = [1, 2, 3].map(|id| ("repo".to_owned(), PacketId([id; 16])));
-        comparison.receipts(&acknowledged.into(), &published);
+        let packet = |id| ("repo".to_owned(), PacketId([id; 16]));
+        let dead_lettered = [[].into(), [1, 4].map(|id| (packet(id), "expired".to_owned())).into()];
+        comparison.receipts(&[1, 2, 3, 4].map(packet).into(), &published, &dead_lettered);
         assert_eq!(comparison.lost, 1);
-        assert_eq!(said(&comparison), ["us-east, eu-west topic acknowledged, and in neither region 03"]);
+        let expected = [
+            "us-east, eu-west topic acknowledged, and in neither region 03",
+            "eu-west topic acknowledged, and dead-lettered: expired 04",
+        ];
+        assert_eq!(said(&comparison), expected);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use coderelay_schemas::dlq::DlqReason;
 use coderelay_schemas::packet_id::PacketId;
 use coderelay_schemas::pb::CodePacket;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,8 +14,9 @@ use prost::Message as _;
 use rdkafka::Message as _;
 use serde::Serialize;
 
-use crate::comparison::{Comparison, Difference, Published, Window};
+use crate::comparison::{Comparison, DeadLettered, Difference, Published, Window};
 use crate::connect::Connection;
+use crate::dead_letter::DeadLetter;
 use crate::exit::{Exit, Refusal};
 use crate::mirror_status::{Direction, MirrorStatus};
 use crate::mirror_watch::{self, WatchArgs};
@@ -70,7 +72,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = "1m", value_name = "TIME")]
     until: Moment,
     /// What producers were told: the output of `relayctl push --output json` (repeatable); what was acknowledged since --since and is in
-    /// neither region is a difference too
+    /// neither region is a difference too, and so is what was dead-lettered
     #[arg(long, value_name = "FILE")]
     receipts: Vec<PathBuf>,
     /// Differences to show; all are counted
@@ -89,7 +91,7 @@ struct Report<'a> {
     conflicts: u64,
     /// Packets in the receipts, where there are any.
     acknowledged: Option<usize>,
-    /// Those of them that are in neither region.
+    /// Those of them that are in neither region, dead letters included.
     lost: u64,
     differences: usize,
     shown: &'a [Difference],
@@ -156,7 +158,10 @@ async fn verify(args: VerifyArgs, connection: &Connection, output: &mut Output) 
     })?;
     comparison.topics(&published);
     if let Some(acknowledged) = &acknowledged {
-        comparison.receipts(acknowledged, &published);
+        let dead_lettered = tokio::task::block_in_place(|| {
+            anyhow::Ok([dead_lettered(&connections[0], earliest)?, dead_lettered(&connections[1], earliest)?])
+        })?;
+        comparison.receipts(acknowledged, &published, &dead_lettered);
     }
 
     let days: BTreeSet<(String, Day)> = published.iter().flat_map(|published| published.days(window)).collect();
@@ -236,12 +241,33 @@ fn published(connection: &Connection, from: SystemTime) -> anyhow::Result<Publis
         let packet = CodePacket::decode(message.payload().unwrap_or_default());
         let packet =
             packet.with_context(|| format!("{}-{}@{}", message.topic(), message.partition(), message.offset()))?;
-        // What others wrote without an id has the one that the processor derived.
-        let id = PacketId::from_slice(&packet.packet_id)
-            .unwrap_or_else(|_| PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata));
+        let id = id(&packet);
         published.add(packet, id, timestamp);
         progress.advance(1);
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(published)
+}
+
+/// What a region has dead-lettered since `from`, as far as it is a packet; blocks.
+fn dead_lettered(connection: &Connection, from: SystemTime) -> anyhow::Result<DeadLettered> {
+    let reader = Reader::open(connection, &connection.topics().dlq)?;
+    let (from, ends) = (reader.resolve(Position::Time(from))?, reader.ends()?);
+    let mut dead_lettered = DeadLettered::new();
+    reader.read(&from, Some(&ends), |message| {
+        let letter = DeadLetter::read(message);
+        if let Some(packet) = letter.packet() {
+            let reason = letter.reason().map_or("no known reason", DlqReason::as_str);
+            let id = id(&packet);
+            dead_lettered.insert((packet.repo_id, id), reason.to_owned());
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(dead_lettered)
+}
+
+/// A packet's id. What others wrote without one has the one that the processor derived.
+fn id(packet: &CodePacket) -> PacketId {
+    PacketId::from_slice(&packet.packet_id)
+        .unwrap_or_else(|_| PacketId::derive(&packet.repo_id, &packet.content, &packet.metadata))
 }
