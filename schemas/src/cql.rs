@@ -9,6 +9,9 @@ pub const TABLE: &str = "packets";
 /// The table's columns, in the order in which statements bind and yield them.
 pub const COLUMNS: [&str; 8] =
     ["repo_id", "day", "packet_id", "content", "metadata", "created_at", "ingested_at", "region"];
+/// The `repo_id` of the row by which the processor asks whether the store takes writes; it lives a second. No packet's is so: it has a
+/// space.
+pub const PROBE_REPO_ID: &str = "coderelay probe";
 /// What a keyspace may be called, as a regular expression.
 pub const KEYSPACE_PATTERN: &str = "^[a-z][a-z0-9_]{0,47}$";
 

@@ -296,7 +296,7 @@ fn since_epoch_ms(time: SystemTime) -> i64 {
 /// A row that no packet can have: of the epoch's day, with a name that is no repository's.
 fn probe_row(now: SystemTime) -> Row {
     Row {
-        repo_id: "coderelay probe".into(),
+        repo_id: cql::PROBE_REPO_ID.into(),
         packet_id: PacketId([0; 16]),
         // The magic bytes of gzip.
         content: Bytes::from_static(&[0x1f, 0x8b]),

@@ -201,14 +201,14 @@ impl World {
             .collect()
     }
 
-    /// Packet ids in the store, with their write times. Connects anew: a session that has seen the store die waits before it tries again.
+    /// Packet ids in the store, with their write times. A probe's row may live yet. Connects anew: a session that has seen the store die waits before it tries again.
     pub async fn rows(&self) -> BTreeMap<Vec<u8>, i64> {
         let session = self.stack.cql_session().await.unwrap();
         let result =
             session.query_unpaged(cql::scan_ids(&self.keyspace), ()).await.unwrap().into_rows_result().unwrap();
         let rows = result.rows::<(String, scylla::value::CqlDate, Vec<u8>, i64)>().unwrap().map(Result::unwrap);
         let mut ids = BTreeMap::new();
-        for (_, _, id, written) in rows {
+        for (_, _, id, written) in rows.filter(|(repo_id, ..)| repo_id != cql::PROBE_REPO_ID) {
             assert!(ids.insert(id, written).is_none(), "one packet has two rows");
         }
         ids
