@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use coderelay_runtime::kafka::context::log_error;
 use coderelay_runtime::kafka::{Context, client_config};
+use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -35,7 +36,9 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(20);
 
 /// The other region, as far as it confirms packets.
 pub struct Mirror {
-    consumer: BaseConsumer<Context>,
+    client: ClientConfig,
+    /// Made anew when it is [stranded](coderelay_runtime::kafka::Statistics::is_stranded).
+    consumer: Mutex<Arc<BaseConsumer<Context>>>,
     offsets_topic: String,
     /// This region, as the mirror calls it, and the topic that is mirrored.
     source: (String, String),
@@ -68,7 +71,8 @@ impl Mirror {
             // By default up to ten seconds, when the region has long been back.
             .set("reconnect.backoff.max.ms", "1000");
         Ok(Self {
-            consumer: client.create_with_context(Context::new("mirror"))?,
+            consumer: Mutex::new(consumer(&client)?),
+            client,
             offsets_topic,
             source: (source.clone(), config.topics.packets.clone()),
             followed: Mutex::default(),
@@ -84,7 +88,12 @@ impl Mirror {
     /// Why nothing can be confirmed: no broker, no such topic.
     pub fn probe(&self, timeout: Duration) -> Result<(), String> {
         let said = |error: KafkaError| format!("the other region does not answer: {error}");
-        let metadata = self.consumer.fetch_metadata(Some(&self.offsets_topic), timeout).map_err(said)?;
+        if self.consumer().context().statistics().is_stranded() {
+            tracing::warn!("the consumer knows no broker of the other region any more: making a new one");
+            *lock(&self.consumer) = consumer(&self.client).map_err(said)?;
+            lock(&self.followed).clear();
+        }
+        let metadata = self.consumer().fetch_metadata(Some(&self.offsets_topic), timeout).map_err(said)?;
         let topic = metadata.topics().first().ok_or("the other region answers without the topic")?;
         if let Some(error) = topic.error() {
             return Err(format!("topic {} in the other region: {}", self.offsets_topic, RDKafkaErrorCode::from(error)));
@@ -102,6 +111,10 @@ impl Mirror {
         }
     }
 
+    fn consumer(&self) -> Arc<BaseConsumer<Context>> {
+        Arc::clone(&lock(&self.consumer))
+    }
+
     /// Follows these partitions from where they end now.
     fn assign(&self, partitions: &[i32], timeout: Duration) -> Result<(), KafkaError> {
         let mut ends = TopicPartitionList::new();
@@ -109,15 +122,17 @@ impl Mirror {
             ends.add_partition_offset(&self.offsets_topic, *partition, Offset::End)?;
         }
         // All in one request, which is also what makes the position certain before anybody relies on it.
-        let ends = self.consumer.offsets_for_times(ends, timeout)?;
+        let consumer = self.consumer();
+        let ends = consumer.offsets_for_times(ends, timeout)?;
         ends.elements().iter().try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)?;
-        self.consumer.assign(&ends)
+        consumer.assign(&ends)
     }
 
     /// Looks for the next record of the offsets' topic, for up to `timeout`: which partition of ours it is about, and up to where that is
     /// mirrored. `None` within: that is no longer known.
     pub fn poll(&self, timeout: Duration) -> Option<(i32, Option<i64>)> {
-        let polled = self.consumer.poll(timeout)?;
+        let consumer = self.consumer();
+        let polled = consumer.poll(timeout)?;
         *lock(&self.trouble) = polled.as_ref().err().map(ToString::to_string);
         let record = polled.inspect_err(|error| log_error(error, "the other region's offsets")).ok()?;
         let partition = mirrored_partition(record.key()?, &self.source)?;
@@ -198,6 +213,10 @@ impl std::fmt::Debug for Mirror {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Mirror").field("offsets_topic", &self.offsets_topic).finish_non_exhaustive()
     }
+}
+
+fn consumer(client: &ClientConfig) -> Result<Arc<BaseConsumer<Context>>, KafkaError> {
+    client.create_with_context(Context::new("mirror")).map(Arc::new)
 }
 
 fn settle_confirmed(waiting: Waiting<Delivery>) {

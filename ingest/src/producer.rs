@@ -202,6 +202,10 @@ impl ClientContext for Reports {
 
     fn stats(&self, statistics: rdkafka::Statistics) {
         self.statistics.record(&statistics);
+        if self.statistics.is_stranded() && !self.broken.is_cancelled() {
+            tracing::error!("the producer knows no broker any more, and looks for none");
+            self.broken.cancel();
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

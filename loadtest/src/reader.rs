@@ -208,7 +208,9 @@ impl Cursor {
     /// Reads to the end that every partition has now.
     fn read_to_end(&mut self, deadline: Instant, visit: &mut impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
         self.await_stable(deadline)?;
-        // From here on: that a partition's end was reached counts only if it is said after this.
+        // From here on: that a partition's end was reached counts only if it is said after this. By a new client: one may have lost every
+        // broker for ever, see `Statistics::is_stranded`.
+        self.consumer = consumer(&self.bootstrap, "read_committed")?;
         self.assign()?;
         let mut unfinished: BTreeSet<i32> = (0..self.next.len() as i32).collect();
         while !unfinished.is_empty() {

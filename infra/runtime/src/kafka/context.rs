@@ -23,6 +23,11 @@ impl Context {
     pub fn new(client: impl Into<String>) -> Self {
         Self { statistics: Statistics::new(client) }
     }
+
+    /// The client's figures.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
 }
 
 impl ClientContext for Context {

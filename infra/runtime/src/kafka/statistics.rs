@@ -4,14 +4,18 @@
 //! reporting interval. Source: <https://github.com/confluentinc/librdkafka/blob/v2.12.1/STATISTICS.md>
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Meter};
 use rdkafka::statistics::{Broker, Window};
 
 use crate::telemetry::metrics::meter;
+
+/// For so long a client without a broker may find one again.
+const STRANDED_AFTER: Duration = Duration::from_secs(5);
 
 /// The figures of one client. Clones share them; when the last is dropped, they leave `/metrics`.
 #[derive(Debug, Clone)]
@@ -21,17 +25,28 @@ pub struct Statistics(Arc<Client>);
 struct Client {
     id: u64,
     name: String,
+    alone: Mutex<Alone>,
+    stranded: AtomicBool,
 }
 
 impl Statistics {
     /// `client` is the value of the label `client`: a role such as `producer` or `consumer-3`, not a name made up anew for each client.
     pub fn new(client: impl Into<String>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Client { id: NEXT.fetch_add(1, Ordering::Relaxed), name: client.into() }))
+        Self(Arc::new(Client {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: client.into(),
+            alone: Mutex::default(),
+            stranded: AtomicBool::default(),
+        }))
     }
 
     /// Takes what librdkafka reported, from [`rdkafka::ClientContext::stats`].
     pub fn record(&self, statistics: &rdkafka::Statistics) {
+        let is_alone = !statistics.brokers.values().any(|broker| ["learned", "configured"].contains(&&*broker.source));
+        let stranded =
+            self.0.alone.lock().unwrap_or_else(PoisonError::into_inner).is_stranded(is_alone, Instant::now());
+        self.0.stranded.store(stranded, Ordering::Relaxed);
         let label = KeyValue::new("client", self.0.name.clone());
         // Bootstrap addresses and the coordinator's logical entry repeat brokers that are listed by their id.
         let brokers = statistics.brokers.values().filter(|broker| broker.nodeid >= 0 && broker.source != "logical");
@@ -45,6 +60,28 @@ impl Statistics {
             label,
         };
         reports().insert(self.0.id, reported);
+    }
+
+    /// Whether the client knew no broker by its last reports, for five seconds and more: not one of the cluster, and none of those that it
+    /// was configured with. Nothing but a new client helps then.
+    ///
+    /// librdkafka drops the brokers that a metadata response leaves out (since 2.10, librdkafka#4557), and goes back to the bootstrap servers
+    /// when it has none left; but in 2.12 the end of that response's handling calls this off, if it comes later. So a client is left alone
+    /// for ever by a cluster whose only broker was fenced for a moment, say because it had stood still.
+    pub fn is_stranded(&self) -> bool {
+        self.0.stranded.load(Ordering::Relaxed)
+    }
+}
+
+/// Since when a client has reported no broker.
+#[derive(Debug, Default)]
+struct Alone(Option<Instant>);
+
+impl Alone {
+    /// Takes a report of `now`; whether it has been like this for long.
+    fn is_stranded(&mut self, is_alone: bool, now: Instant) -> bool {
+        self.0 = is_alone.then(|| self.0.unwrap_or(now));
+        self.0.is_some_and(|since| now.duration_since(since) >= STRANDED_AFTER)
     }
 }
 
@@ -210,5 +247,29 @@ mod tests {
         assert!(exposition().unwrap().contains("client=\"dropped\""));
         drop(shared);
         assert!(!exposition().unwrap().contains("client=\"dropped\""));
+    }
+
+    #[test]
+    fn a_client_is_stranded_that_reports_no_broker_twice_with_time_between() {
+        let (mut alone, began) = (Alone::default(), Instant::now());
+        let mut report = |is_alone, seconds| alone.is_stranded(is_alone, began + Duration::from_secs(seconds));
+        assert!(!report(true, 0));
+        assert!(!report(true, 4));
+        assert!(!report(false, 5), "it has found one");
+        assert!(!report(true, 6));
+        assert!(report(true, 11));
+        assert!(!report(false, 12));
+    }
+
+    #[test]
+    fn brokers_count_that_were_learned_or_configured() {
+        let with = |source: &str| {
+            let statistics = Statistics::new("stranded");
+            *statistics.0.alone.lock().unwrap() = Alone(Instant::now().checked_sub(STRANDED_AFTER));
+            let brokers = [("one".to_owned(), Broker { source: source.into(), ..broker(0) })].into();
+            statistics.record(&rdkafka::Statistics { brokers, ..Default::default() });
+            statistics.is_stranded()
+        };
+        assert_eq!(["learned", "configured", "logical", "internal"].map(with), [false, false, true, true]);
     }
 }
