@@ -27,7 +27,8 @@ pub struct KafkaConfig {
     /// Encryption and authentication.
     #[garde(dive)]
     pub security: SecurityConfig,
-    /// How often librdkafka reports its per-broker figures for `/metrics`; 0s turns them off.
+    /// How often librdkafka reports its per-broker figures for `/metrics`. By them a client is found, too, that has lost every broker for
+    /// good, and is replaced. 0s turns both off.
     #[garde(range(max = HumanDuration::from_secs(86_400)))]
     pub statistics_interval: HumanDuration,
     /// Any other librdkafka property by its own name, as `"linger.ms" = "5"`. Properties that the service sets itself for its
