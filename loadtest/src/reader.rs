@@ -197,7 +197,11 @@ impl Cursor {
         self.assign()?;
         loop {
             match finish.try_recv() {
-                Ok(deadline) => return self.read_to_end(deadline, visit),
+                Ok(deadline) => {
+                    // This client may have lost every broker for ever: see `Statistics::is_stranded`.
+                    self.consumer = consumer(&self.bootstrap, "read_committed")?;
+                    return self.read_to_end(deadline, visit);
+                }
                 Err(TryRecvError::Disconnected) => return Ok(()),
                 Err(TryRecvError::Empty) => {}
             }
@@ -208,9 +212,7 @@ impl Cursor {
     /// Reads to the end that every partition has now.
     fn read_to_end(&mut self, deadline: Instant, visit: &mut impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
         self.await_stable(deadline)?;
-        // From here on: that a partition's end was reached counts only if it is said after this. By a new client: one may have lost every
-        // broker for ever, see `Statistics::is_stranded`.
-        self.consumer = consumer(&self.bootstrap, "read_committed")?;
+        // From here on: that a partition's end was reached counts only if it is said after this.
         self.assign()?;
         let mut unfinished: BTreeSet<i32> = (0..self.next.len() as i32).collect();
         while !unfinished.is_empty() {

@@ -209,13 +209,13 @@ impl Source for KafkaSource {
         if let Some(event) = self.next_event()? {
             return Ok(event);
         }
-        if self.consumer.context().clients.is_stranded() {
-            return Err(Fault::Restart("the consumer knows no broker any more, and looks for none".into()));
-        }
         // The client counts in whole milliseconds and spins through a fraction.
         let timeout = Duration::from_millis(timeout.as_millis() as u64 + u64::from(!timeout.is_zero()));
         // `poll` returns nothing after it has served a rebalance, so an event never overtakes a record.
         match self.consumer.poll(timeout) {
+            None if self.consumer.context().clients.is_stranded() => {
+                Err(Fault::Restart("the consumer knows no broker any more, and looks for none".into()))
+            }
             None => Ok(self.next_event()?.unwrap_or(Polled::Nothing)),
             Some(Err(error)) => self.judge(&error).map(|()| Polled::Nothing),
             Some(Ok(message)) => Ok(Polled::Record(record(&mut self.topics, &message))),

@@ -250,7 +250,7 @@ fn revive(shared: &Rc<Shared>, number: usize) {
     shared.processes.borrow_mut()[number].as_mut().unwrap().cycle = Some(cycle);
 }
 
-/// The clocks of ingests differ, and two copies may have the same time. Expiry is promised nothing then, so there time goes by.
+/// The clocks of ingests differ, and two copies may have the same time. Nothing is promised of what expires then, so there they are right.
 fn timestamp_ms(shared: &Shared) -> i64 {
     if !shared.expires {
         return (START_MS + shared.choose(4) as u64) as i64;

@@ -1,6 +1,6 @@
 //! The cycle against a simulated Kafka and store, through random schedules of crash, abort, indefinite commit, late markers, time-outs,
-//! rebalances, split assignments, expiry and interleaved processes. After every turn: no id in a memory that is not committed. At the end: every
-//! packet out exactly once, and in the store the row that the first copies of all topics make, in whatever order those were read.
+//! rebalances, split assignments, expiry and interleaved processes. After every turn: no id in a memory that is not committed. At the
+//! end: every packet out exactly once, and in the store the row that the first copies of all topics make, in whatever order those were read.
 //!
 //! `MODEL_SCHEDULES` sets how many schedules, and `MODEL_SEED` the first one's seed.
 
