@@ -150,10 +150,9 @@ impl Cluster {
         let work = tempfile::tempdir_in(&self.jars).map_err(Error::io(&self.jars))?;
         let (data, properties) = (work.path().join("data"), work.path().join("server.properties"));
         write(&properties, &self.properties(listener, &data))?;
-        let output = Command::new(&self.java)
-            .arg("-cp")
-            .arg(self.jars.join("*"))
-            .args(["kafka.tools.StorageTool", "format", "--cluster-id", &self.id, "--config"])
+        let output = self
+            .tool("kafka.tools.StorageTool")
+            .args(["format", "--cluster-id", &self.id, "--config"])
             .arg(&properties)
             .output()
             .map_err(Error::io(&self.java))?;
@@ -165,6 +164,13 @@ impl Cluster {
         }
         fs::rename(&written, &checkpoint).map_err(Error::io(&checkpoint))?;
         Ok(checkpoint)
+    }
+
+    /// One of the tools that come with Kafka, to be given its arguments.
+    pub(crate) fn tool(&self, class: &str) -> Command {
+        let mut command = Command::new(&self.java);
+        command.arg("-cp").arg(self.jars.join("*")).arg(class);
+        command
     }
 
     fn properties(&self, listener: Listener, data: &Path) -> String {

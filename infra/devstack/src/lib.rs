@@ -1,4 +1,4 @@
-//! pom ─▶ jars ─▶ folder, ports, security ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace
+//! pom ─▶ jars ─▶ folder, ports, security ─▶ spawner ─▶ process ─▶ kafka, cassandra ─▶ readiness ─▶ stack ─▶ topics, keyspace, transactions
 //! stack, stack ─▶ mirrormaker ─▶ direction ─▶ supervisor
 //!
 //! A real Kafka and a real Cassandra as child processes, for development and tests:
@@ -38,6 +38,7 @@ mod readiness;
 mod stack;
 
 mod provision;
+mod transactions;
 
 mod raw;
 
@@ -66,3 +67,4 @@ pub use regions::{REGIONS, Regions, of_region};
 pub use security::Credentials;
 pub use stack::{Builder, PORTS_A_REGION, Stack, shared};
 pub use supervisor::{Cause, Patience, Sight, Supervisor, Verdict};
+pub use transactions::HangingTransaction;

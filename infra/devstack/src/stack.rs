@@ -175,6 +175,11 @@ impl Stack {
         self.nodes().any(|node| node.dir().join("data").exists())
     }
 
+    /// The brokers' jars and configuration.
+    pub(crate) fn cluster(&self) -> &kafka::Cluster {
+        &self.cluster
+    }
+
     /// How many replicas each partition has.
     pub(crate) fn replicas(&self) -> usize {
         if self.brokers.len() < 3 { 1 } else { 3 }

@@ -24,6 +24,8 @@ const SHOWN: usize = 5;
 const LINES: usize = 60;
 /// Broken worlds after which a campaign ends: the harness itself, or the machine, is at fault.
 const BROKEN_MAX: usize = 3;
+/// How often a seed is played in which Kafka leaves a transaction open for ever.
+const ATTEMPTS_MAX: u32 = 3;
 
 /// What came of all seeds.
 #[derive(Debug, Default, Serialize)]
@@ -38,6 +40,8 @@ pub struct Campaign {
     pub taken: u64,
     /// Records that were published.
     pub published: u64,
+    /// Seeds that were played once more, and the transactions that Kafka had left open for ever (KAFKA-5202).
+    pub again: BTreeMap<u64, Vec<String>>,
     /// Seeds of which nothing is known, and why.
     pub broken: BTreeMap<u64, String>,
     /// Whether it was interrupted.
@@ -83,9 +87,8 @@ impl Campaigner<'_> {
                 break;
             }
             progress.show(|| format!("{seed}: {} seeds, {} violations", campaign.seeds, campaign.count()));
-            let plan = Plan::new(seed, &processor::failpoint::EDGES);
-            let folder = self.folder(seed)?;
-            match game::play(servers, self.programs, &plan, &folder).await {
+            let (played, folder) = Box::pin(self.play(seed, servers, campaign)).await?;
+            match played {
                 Ok(outcome) => {
                     let caught = outcome.violations.iter().any(Violation::is_breach);
                     if outcome.violations.is_empty() {
@@ -110,10 +113,34 @@ impl Campaigner<'_> {
         Ok(())
     }
 
+    /// Plays a seed, and plays it again where Kafka itself has left a transaction open. What came of the last time, and its folder.
+    async fn play(&self, seed: u64, servers: &Servers, campaign: &mut Campaign) -> Result<(Result<Outcome>, PathBuf)> {
+        let plan = Plan::new(seed, &processor::failpoint::EDGES);
+        let mut attempt = 0;
+        loop {
+            let folder = self.folder(seed, attempt)?;
+            let played = game::play(servers, self.programs, &plan, attempt, &folder).await;
+            attempt += 1;
+            match &played {
+                Ok(outcome) if !outcome.hanging.is_empty() && attempt < ATTEMPTS_MAX => {
+                    explain(seed, outcome, &folder, servers)?;
+                    let hanging = outcome.hanging.join(", ");
+                    eprintln!("  played again: Kafka has left a transaction open for ever (KAFKA-5202): {hanging}");
+                    campaign.again.entry(seed).or_default().extend(outcome.hanging.iter().cloned());
+                }
+                _ => return Ok((played, folder)),
+            }
+        }
+    }
+
     /// An empty folder.
-    fn folder(&self, seed: u64) -> Result<PathBuf> {
+    fn folder(&self, seed: u64, attempt: u32) -> Result<PathBuf> {
+        let name = match attempt {
+            0 => format!("seed-{seed}"),
+            _ => format!("seed-{seed}-again-{attempt}"),
+        };
         // Processes work in it and are told where they are.
-        let folder = std::path::absolute(self.out.join(format!("seed-{seed}")))?;
+        let folder = std::path::absolute(self.out.join(name))?;
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
         }
@@ -184,6 +211,13 @@ impl fmt::Display for Campaign {
             for violation in violations.iter().take(SHOWN) {
                 writeln!(f, "seed {seed}: {violation}")?;
             }
+        }
+        for (seed, hanging) in &self.again {
+            let hanging = hanging.join(", ");
+            writeln!(
+                f,
+                "seed {seed} was played again: Kafka had left a transaction open for ever (KAFKA-5202): {hanging}"
+            )?;
         }
         for (seed, error) in &self.broken {
             writeln!(f, "seed {seed} was not judged: {error}")?;

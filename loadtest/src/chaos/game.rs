@@ -57,18 +57,20 @@ pub struct Outcome {
     pub taken: u64,
     /// Records that were published.
     pub published: u64,
+    /// Transactions that Kafka has left open for ever (KAFKA-5202): a pipeline that does not come to rest then says nothing of itself.
+    pub hanging: Vec<String>,
     /// What happened.
     pub history: Vec<Event>,
 }
 
-/// Plays `plan`. Every process logs into `folder`, where plan and history are left, too.
+/// Plays `plan`, for the `attempt`th time on these servers, from 0. Every process logs into `folder`, where plan and history are left, too.
 ///
 /// # Errors
 /// When the world could not be made or looked at: nothing is known of its promises then.
-pub async fn play(servers: &Servers, programs: &Programs, plan: &Plan, folder: &Path) -> Result<Outcome> {
+pub async fn play(servers: &Servers, programs: &Programs, plan: &Plan, attempt: u32, folder: &Path) -> Result<Outcome> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     std::fs::write(folder.join("plan.json"), serde_json::to_string_pretty(plan)?)?;
-    let world = World::begin(servers, programs, plan, folder).await?;
+    let world = World::begin(servers, programs, plan, attempt, folder).await?;
     let history = world.history.clone();
     let (topics, keyspace) = (world.topics.clone(), world.keyspace.clone());
     let outcome = observe(world, plan, folder).await;
@@ -125,8 +127,13 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
         missing.extend(producer(&world, &packets, plan.producers.len(), Instant::now()).run(requests.collect()).await);
         violations.extend(await_rest(&world).await);
     }
+    let mut hanging = Vec::new();
     if !violations.is_empty() {
         stacks::write(&world, folder).await;
+        match world.hanging_transactions().await {
+            Ok(found) => hanging = found,
+            Err(error) => world.history.note(format!("whether transactions hang is not known: {error:#}")),
+        }
     }
     for version in missing {
         let what = "never acknowledged, however often it was sent".to_owned();
@@ -137,7 +144,7 @@ async fn observe(world: World<'_>, plan: &Plan, folder: &Path) -> Result<Outcome
     let evidence = gather(&world, witnesses).await;
     let history = world.history.clone();
     world.end().await?;
-    let mut outcome = Outcome { violations, history: events, ..Outcome::default() };
+    let mut outcome = Outcome { violations, hanging, history: events, ..Outcome::default() };
     match evidence {
         // A pipeline that stands still has not done what it should have; its other promises cannot be judged.
         Ok(evidence) if at_rest => {

@@ -15,6 +15,9 @@ use super::plan::{PARTITIONS, PROCESSORS, Plan};
 use super::region::{Identity, Region};
 use crate::pipeline::{Servers, remove, remove_keyspace};
 
+/// Where groups' offsets are, which transactions commit, too.
+const OFFSETS: &str = "__consumer_offsets";
+
 /// The programs under test.
 #[derive(Clone, Debug)]
 pub struct Programs {
@@ -45,16 +48,26 @@ pub struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// Makes topics and, unless that is to be later, keyspaces, and starts the services, which log into `folder`.
+    /// Makes topics and, unless that is to be later, keyspaces, and starts the services, which log into `folder`. The plan may have been
+    /// played on these servers before: this is its `attempt`, counted from 0.
     ///
     /// # Errors
     /// When something cannot be made or started.
-    pub async fn begin(servers: &'a Servers, programs: &'a Programs, plan: &Plan, folder: &Path) -> Result<Self> {
+    pub async fn begin(
+        servers: &'a Servers,
+        programs: &'a Programs,
+        plan: &Plan,
+        attempt: u32,
+        folder: &Path,
+    ) -> Result<Self> {
         // A world that was violated leaves its topics, and another flaw is played with the same seeds.
-        let name = match programs.flaw {
-            None => format!("seed_{}", plan.seed),
-            Some(flaw) => format!("seed_{}_{flaw}", plan.seed).replace('-', "_"),
-        };
+        let mut name = format!("seed_{}", plan.seed);
+        if let Some(flaw) = programs.flaw {
+            name += &format!("_{flaw}").replace('-', "_");
+        }
+        if attempt > 0 {
+            name += &format!("_again_{attempt}");
+        }
         let topic_suffix = format!("-{name}");
         let topics = TopicNames::with_suffix(&topic_suffix);
         let (keyspace, history) = (format!("chaos_{name}"), Arc::new(History::begin()));
@@ -151,6 +164,20 @@ impl<'a> World<'a> {
     /// Kafka and the stores.
     pub fn stacks(&self) -> &'a [Stack] {
         self.servers.stacks()
+    }
+
+    /// Transactions that Kafka has left open for ever in what the processors write or commit.
+    ///
+    /// # Errors
+    /// When a cluster does not tell.
+    pub async fn hanging_transactions(&self) -> Result<Vec<String>> {
+        let TopicNames { deduped, ledger, dlq, .. } = &self.topics;
+        let mut found = Vec::new();
+        for stack in self.stacks() {
+            let hanging = stack.hanging_transactions(&[deduped, ledger, dlq, OFFSETS]).await?;
+            found.extend(hanging.iter().map(|transaction| stack.process_name(&transaction.to_string())));
+        }
+        Ok(found)
     }
 
     /// What mirrors the regions.

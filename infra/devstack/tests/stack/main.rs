@@ -6,6 +6,7 @@ mod interception;
 mod keep;
 mod nodes;
 mod quorum;
+mod transactions;
 
 /// Tests that treat nodes badly or need the machine for themselves take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
