@@ -61,13 +61,10 @@ impl<'a> World<'a> {
         folder: &Path,
     ) -> Result<Self> {
         // A world that was violated leaves its topics, and another flaw is played with the same seeds.
-        let mut name = format!("seed_{}", plan.seed);
-        if let Some(flaw) = programs.flaw {
-            name += &format!("_{flaw}").replace('-', "_");
-        }
-        if attempt > 0 {
-            name += &format!("_again_{attempt}");
-        }
+        let mut name = vec!["seed".to_owned(), plan.seed.to_string()];
+        name.extend(programs.flaw.map(|flaw| flaw.to_string().replace('-', "_")));
+        name.extend((attempt > 0).then(|| format!("again_{attempt}")));
+        let name = name.join("_");
         let topic_suffix = format!("-{name}");
         let topics = TopicNames::with_suffix(&topic_suffix);
         let (keyspace, history) = (format!("chaos_{name}"), Arc::new(History::begin()));
