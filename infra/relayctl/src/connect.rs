@@ -11,6 +11,8 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::tls::Tls;
+
 /// How long a single request to Kafka, CQL or an admin port may take.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,6 +85,8 @@ pub(crate) struct Connection {
     /// `CQL_PASSWORD`, only ever from the environment, so that no process list shows it
     #[arg(skip = std::env::var("CQL_PASSWORD").ok())]
     pub(crate) cql_password: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Admin address of ingest
     #[arg(
         long,
@@ -160,24 +164,34 @@ impl Connection {
 
     /// A CQL session; statements name the keyspace themselves.
     pub(crate) async fn cql(&self) -> anyhow::Result<Session> {
-        let mut builder = SessionBuilder::new().connection_timeout(REQUEST_TIMEOUT).known_nodes(contacts(&self.cql));
+        let mut builder = SessionBuilder::new()
+            .connection_timeout(REQUEST_TIMEOUT)
+            .known_nodes(contacts(&self.cql))
+            .tls_context(self.tls.of_store()?);
         if let Some(user) = &self.cql_user {
             builder = builder.user(user, self.cql_password.as_deref().unwrap_or_default());
         }
         builder.build().await.with_context(|| format!("CQL at {} does not answer (set --cql or CQL_CONTACT)", self.cql))
     }
-}
 
-/// A channel to an ingest. It connects with the first call and again after every loss.
-pub(crate) fn grpc(address: &str) -> anyhow::Result<Channel> {
-    let url = url(address);
-    let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("ingest address {url}"))?;
-    Ok(endpoint
-        .user_agent(concat!("relayctl/", env!("CARGO_PKG_VERSION")))?
-        .connect_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .connect_lazy())
+    /// A channel to each ingest, with its address. They connect with the first call and again after every loss.
+    pub(crate) fn channels(&self) -> anyhow::Result<Vec<(String, Channel)>> {
+        self.ingest.iter().map(|address| Ok((address.clone(), self.channel(address)?))).collect()
+    }
+
+    fn channel(&self, address: &str) -> anyhow::Result<Channel> {
+        let url = url(address);
+        let mut endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("ingest address {url}"))?;
+        if url.starts_with("https:") {
+            endpoint = endpoint.tls_config(self.tls.of_ingest()?).with_context(|| format!("TLS with {url}"))?;
+        }
+        Ok(endpoint
+            .user_agent(concat!("relayctl/", env!("CARGO_PKG_VERSION")))?
+            .connect_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .connect_lazy())
+    }
 }
 
 /// `host:port` means plain HTTP.

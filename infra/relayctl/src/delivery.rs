@@ -11,8 +11,8 @@ use prost::Message as _;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 
-use crate::connect::grpc;
 use crate::packer::{Packed, Packer, Skip};
 use crate::position::rfc3339;
 use crate::progress::Progress;
@@ -76,20 +76,19 @@ impl Delivery {
 /// [`Delivery::gave_up`] says if the rest has no outcome.
 ///
 /// # Errors
-/// An endpoint is no address.
+/// When a thread of it panics.
 pub(crate) async fn deliver(
     packer: Arc<Packer>,
     sources: Arc<[Source]>,
-    endpoints: &[String],
+    channels: Vec<(String, Channel)>,
     ack: Option<Ack>,
     patience: Duration,
     what: &'static str,
 ) -> anyhow::Result<Delivery> {
     let started = Instant::now();
-    let channels = endpoints.iter().map(|endpoint| Ok((endpoint.clone(), grpc(endpoint)?)));
-    let publisher = Publisher::new(channels.collect::<anyhow::Result<_>>()?, ack, patience);
-    let acknowledged = |endpoint: &String| Acknowledged { endpoint: endpoint.clone(), committed: 0 };
-    let mut endpoints: Vec<_> = endpoints.iter().map(acknowledged).collect();
+    let acknowledged = |(endpoint, _): &(String, Channel)| Acknowledged { endpoint: endpoint.clone(), committed: 0 };
+    let mut endpoints: Vec<_> = channels.iter().map(acknowledged).collect();
+    let publisher = Publisher::new(channels, ack, patience);
     let mut progress = Progress::new(what, sources.len() as u64);
     let mut receipts = Vec::with_capacity(sources.len());
     let mut reconnections = 0;

@@ -47,6 +47,7 @@ mod findings;
 mod evidence;
 
 mod connect;
+mod tls;
 
 mod exit;
 mod output;

@@ -98,7 +98,8 @@ pub(crate) async fn run(args: PushArgs, connection: &Connection, output: &mut Ou
     };
     let repo_id = packer.repo_id.clone();
     let delivery =
-        deliver(Arc::new(packer), Arc::clone(&sources), &connection.ingest, args.ack, args.patience, "pushing").await?;
+        deliver(Arc::new(packer), Arc::clone(&sources), connection.channels()?, args.ack, args.patience, "pushing")
+            .await?;
 
     for receipt in &delivery.receipts {
         show(&fate(&sources, receipt), output)?;
