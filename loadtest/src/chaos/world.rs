@@ -163,14 +163,15 @@ impl<'a> World<'a> {
         self.servers.stacks()
     }
 
-    /// Transactions that Kafka has left open for ever in what the processors write or commit.
+    /// Transactions that a lone broker has left open for ever in what the processors write or commit (KAFKA-5202). Several brokers are
+    /// not known to: nothing excuses a world that does not come to rest there.
     ///
     /// # Errors
     /// When a cluster does not tell.
     pub async fn hanging_transactions(&self) -> Result<Vec<String>> {
         let TopicNames { deduped, ledger, dlq, .. } = &self.topics;
         let mut found = Vec::new();
-        for stack in self.stacks() {
+        for stack in self.stacks().iter().filter(|stack| stack.brokers().len() == 1) {
             let hanging = stack.hanging_transactions(&[deduped, ledger, dlq, OFFSETS]).await?;
             found.extend(hanging.iter().map(|transaction| stack.process_name(&transaction.to_string())));
         }
