@@ -146,7 +146,7 @@ impl Publisher {
         report: &mut impl FnMut(Event),
     ) -> Result<(), Status> {
         let (requests, queue) = mpsc::channel(4);
-        let mut requests = Some(requests);
+        let (mut requests, mut writable) = (Some(requests), true);
         let mut client = self.clients[self.endpoints.current()].clone();
         // A server may send its headers with its first answer only: the call and its answers are one stream here.
         let mut call = Request::new(ReceiverStream::new(queue));
@@ -175,12 +175,13 @@ impl Publisher {
                     None if requests.is_none() => return Ok(()),
                     None => return Err(Status::unavailable("ingest ended the stream")),
                 },
-                permit = reserve(requests.as_ref()), if ready => {
-                    let permit = permit.map_err(|_| Status::unavailable("the stream broke"))?;
-                    if let Some(request) = self.window.next_request(now) {
+                permit = reserve(requests.as_ref()), if ready && writable => match permit {
+                    Ok(permit) => if let Some(request) = self.window.next_request(now) {
                         permit.send(request);
-                    }
-                }
+                    },
+                    // What ingest answered before it ended the stream, and why it did, is still to be read.
+                    Err(_) => writable = false,
+                },
                 count = parcels.recv_many(&mut fresh, room), if room > 0 => {
                     self.open = count > 0;
                     if self.window.unsettled() == 0 {

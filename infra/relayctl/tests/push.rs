@@ -151,10 +151,18 @@ async fn push(address: SocketAddr, more: &[&str]) -> (Exit, Vec<Value>, Value) {
 }
 
 async fn push_to(addresses: &[SocketAddr], more: &[&str]) -> (Exit, Vec<Value>, Value) {
+    push_folder(&folder(), addresses, more).await
+}
+
+fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for n in 0..300 {
         std::fs::write(folder.path().join(format!("file-{n}")), "x".repeat(n)).unwrap();
     }
+    folder
+}
+
+async fn push_folder(folder: &tempfile::TempDir, addresses: &[SocketAddr], more: &[&str]) -> (Exit, Vec<Value>, Value) {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     let (path, address) = (folder.path().to_str().unwrap(), addresses.join(","));
     let line = ["push", path, "--repo", "team/relay", "--ingest", &address, "--output", "json"];
@@ -272,6 +280,18 @@ async fn the_next_endpoint_gets_what_the_first_does_not_take() {
         let ids: BTreeSet<_> = first.keys().chain(second.keys()).collect();
         assert_eq!(ids.len(), 300, "no packet under two ids");
         assert_eq!(second.len() as u64, acknowledged[1], "what was not acknowledged, and nothing else");
+    }
+}
+
+/// A stream that ended may refuse to be written to before its last answer has been read: whichever is noticed first, none is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_answered_before_it_broke_counts() {
+    let folder = folder();
+    for _ in 0..50 {
+        let (_, a) = Scripted::start(&[Behaviour::BreakAfterOne]).await;
+        let (_, b) = Scripted::start(&[Behaviour::Commit]).await;
+        let (exit, _, summary) = push_folder(&folder, &[a, b], &[]).await;
+        assert_eq!((exit, acknowledged(&summary)), (Exit::Success, vec![1, 299]), "{summary}");
     }
 }
 
