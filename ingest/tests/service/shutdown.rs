@@ -92,7 +92,7 @@ async fn sigterm_under_load_loses_and_doubles_nothing() {
     let started = Instant::now();
     let status = world.process.terminate().await.unwrap();
     assert!(status.success(), "{status}: {}", world.process.log_tail(20));
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 
     let stored = places(&world.records().await);
     let (mut acknowledged, mut told) = (0, 0);
@@ -145,7 +145,8 @@ async fn without_kafka_it_leaves_within_its_grace_period_and_answers_before() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = Instant::now();
     let status = world.process.terminate().await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // A record is tried for 30 s.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert!(status.success(), "{status}: {}", world.process.log_tail(20));
     let (results, end) = waiting.await.unwrap();
     assert_eq!(results.len(), 10);

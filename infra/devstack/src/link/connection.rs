@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::link::{Api, Interception, Link, Rule};
 
-    const DELAY: Duration = Duration::from_millis(500);
+    const DELAY: Duration = Duration::from_secs(2);
 
     /// A client, the link and a broker, at the ends of one connection.
     struct World {
