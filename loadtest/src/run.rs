@@ -309,10 +309,10 @@ impl Run<'_> {
                 parts.progress.show(|| {
                     let waiting: u64 =
                         parts.backlogs.iter().filter_map(|backlog| Some(backlog.latest()?.waiting())).sum();
-                    let (acknowledged, errors) = (read(&recorder.acknowledged_in_all), recorder.errors());
-                    let errors: u64 = errors.values().sum();
+                    let acknowledged = read(&recorder.acknowledged_in_all);
+                    let (again, failed) = (read(&recorder.retried), read(&recorder.failed));
                     format!(
-                        "{acknowledged} acknowledged, {waiting} waiting for the processor, {errors} refused or failed"
+                        "{acknowledged} acknowledged, {waiting} waiting for the processor, {again} sent again, {failed} failed"
                     )
                 });
             }
