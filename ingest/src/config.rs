@@ -191,13 +191,16 @@ fn not_below(stream_window: HumanSize) -> impl FnOnce(&HumanSize, &()) -> garde:
 pub struct TlsConfig {
     /// PEM file with the certificate chain.
     #[garde(skip)]
+    #[schemars(extend("format" = "pem-certificates"))]
     pub certificate: PathBuf,
     /// PEM file with the private key.
     #[garde(skip)]
+    #[schemars(extend("format" = "pem-key"))]
     pub key: PathBuf,
     /// PEM file with the authority that must have signed clients' certificates. Unset: clients need none.
     #[serde(default)]
     #[garde(skip)]
+    #[schemars(extend("format" = "pem-certificates"))]
     pub client_ca: Option<PathBuf>,
 }
 

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use openssl::ssl::{SslContext, SslFiletype, SslMethod, SslVerifyMode};
+use coderelay_runtime::tls::PemFiles;
+use openssl::ssl::SslContext;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::exit::Refusal;
@@ -32,11 +33,11 @@ impl Tls {
     pub(crate) fn of_ingest(&self) -> anyhow::Result<ClientTlsConfig> {
         coderelay_runtime::tls::install_provider();
         let mut tls = match &self.ca {
-            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--tls-ca", ca)?)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let Some((cert, key)) = self.identity()? {
-            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+            tls = tls.identity(Identity::from_pem(read("--tls-cert", cert)?, read("--tls-key", key)?));
         }
         Ok(tls)
     }
@@ -46,17 +47,8 @@ impl Tls {
         if !self.store {
             return Ok(None);
         }
-        let mut tls = SslContext::builder(SslMethod::tls_client())?;
-        match &self.ca {
-            Some(ca) => tls.set_ca_file(ca).with_context(|| ca.display().to_string())?,
-            None => tls.set_default_verify_paths()?,
-        }
-        if let Some((cert, key)) = self.identity()? {
-            tls.set_certificate_chain_file(cert).with_context(|| cert.display().to_string())?;
-            tls.set_private_key_file(key, SslFiletype::PEM).with_context(|| key.display().to_string())?;
-        }
-        tls.set_verify(SslVerifyMode::PEER);
-        Ok(Some(tls.build()))
+        let (cert, key) = self.identity()?.unzip();
+        PemFiles { ca: self.ca.as_deref(), cert, key }.context("--tls-", true).map(Some)
     }
 
     fn identity(&self) -> Result<Option<(&Path, &Path)>, Refusal> {
@@ -68,6 +60,6 @@ impl Tls {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| path.display().to_string())
+fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("{option}: {}", path.display()))
 }

@@ -33,6 +33,7 @@ pub struct TelemetryConfig {
     #[schemars(extend("format" = "http-url"))]
     pub otlp_endpoint: Option<String>,
     /// PEM file with the certificate authorities of an `https` collector. Unset: those of the system.
+    #[schemars(extend("format" = "pem-certificates"))]
     pub otlp_ca: Option<PathBuf>,
     /// Share of the traces begun here that are exported, 0 to 1. A caller's own decision in `traceparent` is followed instead.
     #[garde(range(min = 0.0, max = 1.0))]

@@ -121,6 +121,13 @@ impl World {
         self
     }
 
+    /// A file of that kind.
+    fn certificate(&self) -> String {
+        let path = self.folder.path().join("certificate.pem");
+        fs::write(&path, rcgen::generate_simple_self_signed(["relay".to_owned()]).unwrap().cert.pem()).unwrap();
+        path.display().to_string()
+    }
+
     fn load(&self) -> Result<RelayConfig, Mistakes> {
         config::load(&self.sources)
     }
@@ -235,8 +242,11 @@ protocol = "tls"
 
 #[test]
 fn rules_across_keys_point_at_the_key_at_fault() {
-    let world = World::new()
-        .file("[batch]\nlinger = '5s'\n[kafka.security]\nprotocol = 'sasl_ssl'\ntls.cert = 'c.pem'\n[kafka.security.sasl]\nusername = 'me'\n");
+    let world = World::new();
+    let certificate = world.certificate();
+    let world = world.file(&format!(
+        "[batch]\nlinger = '5s'\n[kafka.security]\nprotocol = 'sasl_ssl'\ntls.cert = '{certificate}'\n[kafka.security.sasl]\nusername = 'me'\n"
+    ));
     assert_eq!(
         world.mistakes(),
         [
@@ -259,12 +269,32 @@ fn rules_across_keys_point_at_the_key_at_fault() {
     assert_eq!(world.mistakes().len(), 1, "the username may well fit the protocol that was meant");
     let world = World::new().file("[kafka]\nbootstrap_servers = ''\nsecurity.protocol = 'sasl_ssl'\n");
     assert_eq!(world.mistakes().len(), 3, "beside a mistake further out: {:?}", world.mistakes());
-    let world = World::new().flag("kafka.security.sasl.username=me").flag("kafka.security.tls.ca=ca.pem");
+    let world = World::new();
+    let certificate = format!("kafka.security.tls.ca={}", world.certificate());
+    let world = world.flag("kafka.security.sasl.username=me").flag(&certificate);
     assert_eq!(
         world.mistakes(),
         [
             r#"kafka.security.sasl.username = "me": not used with protocol plaintext; choose sasl_ssl or sasl_plaintext (flag --set kafka.security.sasl.username)"#,
-            r#"kafka.security.tls.ca = "ca.pem": not used with protocol plaintext; choose ssl or sasl_ssl (flag --set kafka.security.tls.ca)"#,
+            r#"kafka.security.tls.ca = "certificate.pem": not used with protocol plaintext; choose ssl or sasl_ssl (flag --set kafka.security.tls.ca)"#,
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_named_must_hold_what_it_is_for() {
+    let world = World::new();
+    let certificate = world.certificate();
+    let world = world
+        .flag("kafka.security.protocol=ssl")
+        .flag("kafka.security.tls.cert=gone.pem")
+        .flag(&format!("kafka.security.tls.key={certificate}"))
+        .flag(&format!("telemetry.otlp_ca={certificate}"));
+    assert_eq!(
+        world.mistakes(),
+        [
+            r#"kafka.security.tls.cert = "gone.pem": must be a readable PEM file with at least one certificate (flag --set kafka.security.tls.cert)"#,
+            r#"kafka.security.tls.key = "certificate.pem": must be a readable PEM file with a private key (flag --set kafka.security.tls.key)"#,
         ]
     );
 }

@@ -102,12 +102,15 @@ pub struct CqlTlsConfig {
     pub enabled: bool,
     /// PEM file with the certificate authorities. Unset: those of the system.
     #[garde(skip)]
+    #[schemars(extend("format" = "pem-certificates"))]
     pub ca: Option<PathBuf>,
     /// PEM file with this client's certificate.
     #[garde(custom(with(self.key.is_some())))]
+    #[schemars(extend("format" = "pem-certificates"))]
     pub cert: Option<PathBuf>,
     /// PEM file with its private key.
     #[garde(custom(with(self.cert.is_some())))]
+    #[schemars(extend("format" = "pem-key"))]
     pub key: Option<PathBuf>,
     /// Whether the nodes' certificates are checked.
     #[garde(skip)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use coderelay_runtime::config::Secret;
+use coderelay_runtime::tls::PemFiles;
 use coderelay_schemas::cql;
-use openssl::ssl::{SslContext, SslFiletype, SslMethod, SslVerifyMode};
+use openssl::ssl::SslContext;
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
@@ -90,19 +91,6 @@ async fn create_schema(session: &Session, config: &CqlConfig) -> anyhow::Result<
 }
 
 fn tls_context(config: &CqlTlsConfig) -> anyhow::Result<SslContext> {
-    let mut builder = SslContext::builder(SslMethod::tls_client())?;
-    match &config.ca {
-        Some(ca) => builder.set_ca_file(ca).with_context(|| format!("cql.tls.ca: {}", ca.display()))?,
-        None => builder.set_default_verify_paths()?,
-    }
-    if let Some(cert) = &config.cert {
-        builder.set_certificate_chain_file(cert).with_context(|| format!("cql.tls.cert: {}", cert.display()))?;
-    }
-    if let Some(key) = &config.key {
-        builder
-            .set_private_key_file(key, SslFiletype::PEM)
-            .with_context(|| format!("cql.tls.key: {}", key.display()))?;
-    }
-    builder.set_verify(if config.verify { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
-    Ok(builder.build())
+    let files = PemFiles { ca: config.ca.as_deref(), cert: config.cert.as_deref(), key: config.key.as_deref() };
+    files.context("cql.tls.", config.verify)
 }

@@ -142,10 +142,13 @@ impl SaslMechanism {
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
     /// PEM file with the certificate authorities the brokers' certificates are checked against. Unset: those of the system.
+    #[schemars(extend("format" = "pem-certificates"))]
     pub ca: Option<PathBuf>,
     /// PEM file with this client's certificate.
+    #[schemars(extend("format" = "pem-certificates"))]
     pub cert: Option<PathBuf>,
     /// PEM file with this client's private key.
+    #[schemars(extend("format" = "pem-key"))]
     pub key: Option<PathBuf>,
     /// Password of the private key.
     pub key_password: Option<Secret>,
