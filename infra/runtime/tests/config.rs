@@ -282,6 +282,12 @@ fn rules_across_keys_point_at_the_key_at_fault() {
 }
 
 #[test]
+fn a_table_that_lost_a_required_value_to_a_mistake_is_not_one_more() {
+    let world = World::new().file("[tls]\ncertificate = 5\nkey = 'b.pem'\n");
+    assert_eq!(world.mistakes(), ["tls.certificate = 5: must be text (relay.toml line 2)"]);
+}
+
+#[test]
 fn a_file_that_is_named_must_hold_what_it_is_for() {
     let world = World::new();
     let certificate = world.certificate();

@@ -121,6 +121,11 @@ impl<'a> Check<'a> {
             };
             let path: Vec<String> =
                 error.path().iter().map(|segment| segment.to_string().trim_matches(['[', ']']).to_owned()).collect();
+            // A table without a required value, which was taken out for a mistake of its own.
+            if self.replaced.contains(&path) && self.merged.value(&path).is_some_and(Json::is_object) {
+                self.merged.restore_default(&path);
+                continue;
+            }
             let known = self.mistakes.0.len();
             let value = self.merged.value(&path).map(|value| render(value, self.is_secret(&path)));
             let message =
