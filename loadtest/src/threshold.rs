@@ -7,7 +7,7 @@
 //! | `rate.<name>` | a rate, per second: `acknowledged`, `delivered`, `drained`, `knee` |
 //! | `ratio.<limit>` | a rate as a share of that limit |
 //! | `cpu_per_100k.<process>`, `rss_mb.<process>` | CPU seconds for every 100,000 packets; most memory |
-//! | `growth.rss.<process>`, `growth.files.…`, `growth.threads.…`, `growth.cpu.…` | its median in the last quarter of the run, as a multiple of that in the first: 1 is flat |
+//! | `growth.rss.<process>`, `growth.files.…`, `growth.threads.…`, `growth.cpu.…` | its median in the last quarter of the run, as a multiple of that in the quarter before: 1 is flat |
 //! | `acknowledged`, `failed`, `retried`, `errors` | packets; `errors` is the sum of all answers that were not `committed` |
 //! | `lost`, `duplicated`, `altered`, `reordered`, `unsent` | of the audit |
 //! | `slip_p99_ms` | of the generator |
@@ -126,13 +126,14 @@ fn part(summary: &Summary, kind: &str, of: &str) -> Option<f64> {
     }
 }
 
-/// Medians, so that a restart within a quarter does not decide.
+/// Medians, so that a restart within a quarter does not decide. Of neighbours, so that what a process takes while it starts, or because
+/// it had to replay, is no growth: a run leaves its second half to processes that have settled.
 fn growth(summary: &Summary, (chart, process): (&str, &str)) -> Option<f64> {
     let mut curves = summary.timeline.series.iter();
     let curve = &curves.find(|series| series.chart == chart && series.name == process)?.values;
     let quarter = curve.len() / 4;
-    let (first, last) = (curve.get(..quarter)?, curve.get(curve.len() - quarter..)?);
-    Some(median(last)? / median(first)?)
+    let (before, last) = curve.get(curve.len() - 2 * quarter..)?.split_at(quarter);
+    Some(median(last)? / median(before)?)
 }
 
 fn median(samples: &[Option<f64>]) -> Option<f64> {
@@ -175,7 +176,7 @@ mod tests {
             chart: "rss".to_owned(),
             name: name.to_owned(),
             // Restarted in the last quarter, which is no growth.
-            values: [10, 10, 12, 20, 20, 20, 20, 20, 15, 0, 15, 15].map(|mb| (mb > 0).then_some(f64::from(mb))).into(),
+            values: [5, 5, 5, 20, 20, 20, 10, 10, 12, 0, 15, 15].map(|mb| (mb > 0).then_some(f64::from(mb))).into(),
             ..Series::default()
         };
         Summary {
