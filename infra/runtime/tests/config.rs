@@ -363,6 +363,15 @@ fn a_secret_is_never_shown() {
         .flag("kafka.security.tls=hunter2");
     let mistakes = mistakes.mistakes().join("\n");
     assert!(!mistakes.contains("hunter2"), "{mistakes}");
+
+    let key = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----";
+    let world = World::new().flag("kafka.security.protocol=ssl").variable("CODERELAY_KAFKA__SECURITY__TLS__KEY", key);
+    assert_eq!(
+        world.mistakes(),
+        [
+            "kafka.security.tls.key = [redacted]: must be a readable PEM file with a private key (environment variable CODERELAY_KAFKA__SECURITY__TLS__KEY)"
+        ]
+    );
 }
 
 #[test]

@@ -202,6 +202,8 @@ fn render(value: &Json, secret: bool) -> String {
     match value {
         Json::Null => "(unset)".to_owned(),
         _ if secret => REDACTED.to_owned(),
+        // Where a file is asked for and its content given.
+        Json::String(text) if text.contains("PRIVATE KEY") => REDACTED.to_owned(),
         Json::Object(_) => "{ … }".to_owned(),
         Json::Array(items) if items.iter().any(Json::is_object) => "[ … ]".to_owned(),
         other => other.to_string(),
